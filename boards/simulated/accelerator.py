@@ -138,13 +138,17 @@ def _serve(path: str) -> int:
         beats = _REQUEST.unpack(header)[0]
         data = read.read(beats * BEAT_BYTES)
 
-        capacity = beats + 4096
+        capacity, made, reply = beats + 4096, beats + 4096, [b"", b"", b""]
         out, last, keep = ((ctypes.c_uint8 * n)() for n in (capacity * BEAT_BYTES, capacity, capacity))
-        made = library.slimgate_transfer(data, ctypes.c_long(beats), out, last, keep, ctypes.c_long(capacity))
-        if made < 0:
-            sys.stderr.write(f"{beats} beats in gave more than {capacity} beats out")
-            return 4
-        write.write(_REPLY.pack(made) + bytes(out)[: made * BEAT_BYTES] + bytes(last)[:made] + bytes(keep)[:made])
+        while made == capacity:  # what did not fit waits in the output stream: ask again, feeding nothing
+            made = library.slimgate_transfer(
+                data, ctypes.c_long(beats), out, last, keep, ctypes.c_long(capacity)
+            )
+            data, beats = b"", 0
+            reply[0] += bytes(out)[: made * BEAT_BYTES]
+            reply[1] += bytes(last)[:made]
+            reply[2] += bytes(keep)[:made]
+        write.write(_REPLY.pack(len(reply[1])) + b"".join(reply))
         write.flush()
     return 0
 
