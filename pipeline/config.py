@@ -1,0 +1,417 @@
+"""The recipe: one TOML file, read strictly; every problem is reported at once, with key, file and line."""
+
+import difflib
+import json
+import pkgutil
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from boards.errors import SlimgateError
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = r"[a-z0-9._-]+"
+# A path given on the command line is meant from where the user stands, one in the recipe from the recipe.
+PATH_KEYS = {("data", "root"), ("data", "train"), ("data", "test")}
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+WeightBits = Annotated[int, Field(ge=2, le=8)]
+ActivationBits = Annotated[int, Field(ge=1, le=8)]
+
+
+class RecipeError(SlimgateError):
+    """The recipe is not one; ``problems`` holds one "where: what" line each."""
+
+    def __init__(self, problems: list[str], *, where: object = None, fix: str | None = None):
+        super().__init__("\n".join(problems), where=where, fix=fix)
+        self.problems = problems
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Data(_Section):
+    name: str
+    root: str | None = None
+    train: str | None = None
+    test: str | None = None
+    size: Annotated[list[Annotated[int, Field(ge=4, le=512)]], Field(min_length=2, max_length=2)] | None = None
+    color: Literal["rgb", "gray"] = "rgb"
+    resize: Literal["nearest", "bilinear", "bicubic", "lanczos", "box"] = "bilinear"
+    validation: Fraction = 0.2
+    test_fraction: Fraction = 0.2
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> "Data":
+        foreign = {"folder": {"root"}, "cifar10": {"train", "test", "size"}}.get(
+            self.name, {"root", "train", "test", "size"}
+        )
+        for key in sorted(foreign & self.model_fields_set):
+            raise ValueError(f"data.{key} has no meaning for the data set {self.name!r}")
+        for key in {"folder": ("train", "size"), "cifar10": ("root",)}.get(self.name, ()):
+            if getattr(self, key) is None:
+                raise ValueError(f"the data set {self.name!r} needs data.{key}")
+        return self
+
+
+class Model(_Section):
+    name: str
+    widths: dict[str, Count] = {}
+
+
+class Train(_Section):
+    epochs: Count = 30
+    batch_size: Count = 64
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    augment: Literal["none", "shift", "flip_crop"] = "none"
+
+
+class Trim(_Section):
+    method: Literal["relevance", "none"] = "relevance"
+    statistic: Literal["mean", "mean_abs", "max", "l2", "fraction"] = "mean"
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    of: Literal["macs", "parameters", "filters"] = "macs"
+    steps: Count = 4
+    finetune_epochs: Annotated[int, Field(ge=0)] = 4
+    learning_rate: Positive = 1e-3
+    min_filters: Count = 1
+
+
+class LayerBits(_Section):
+    weights: WeightBits | None = None
+    activations: ActivationBits | None = None
+
+
+class Quantize(_Section):
+    weights: WeightBits = 4
+    activations: ActivationBits = 4
+    input: Annotated[int, Field(ge=1, le=8)] = 8
+    bias: Annotated[int, Field(ge=1, le=16)] = 16
+    epochs: Annotated[int, Field(ge=0)] = 20
+    learning_rate: Positive = 1e-3
+    batch_size: Count = 64
+    patience: Count = 5
+    layers: dict[str, LayerBits] = {}
+
+
+class Export(_Section):
+    samples: Annotated[int, Field(ge=0)] = 0
+
+
+class LayerHls(_Section):
+    reuse_factor: Count
+
+
+class Hls(_Section):
+    clock_mhz: Annotated[float, Field(ge=1, le=1000)] | None = None
+    strategy: Literal["Resource", "Latency"] = "Resource"
+    reuse_factor: Literal["auto"] | Count = "auto"
+    layers: dict[str, LayerHls] = {}
+
+
+class Csim(_Section):
+    samples: Count = 1000
+    modes_samples: Count = 64
+
+
+class Benchmark(_Section):
+    singles: Count = 1000
+    warmup: Annotated[int, Field(ge=0)] = 10
+
+
+class Recipe(_Section):
+    """A whole recipe, validated. Defaults are filled in, so equal recipes dump equal."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    board: str = "pynq-z2"
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: Data
+    model: Model
+    train: Train = Train()
+    trim: Trim = Trim()
+    quantize: Quantize = Quantize()
+    export: Export = Export()
+    hls: Hls = Hls()
+    csim: Csim = Csim()
+    benchmark: Benchmark = Benchmark()
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    def resolve(self, path: str) -> Path:
+        """The absolute path of data.root, data.train or data.test, which are relative to the recipe's folder."""
+        return (self._folder / Path(path).expanduser()).resolve()
+
+    def dump(self) -> dict[str, Any]:
+        """Every key with its value, defaults included, unset ones left out; plain JSON types."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def get(self, key: str) -> Any:
+        """The value of one dotted key, e.g. ``trim.ratio`` or ``quantize``; None where it is unset."""
+        value: Any = self.dump()
+        for part in key.split("."):
+            if not isinstance(value, Mapping):
+                raise KeyError(key)
+            value = value.get(part)
+        return value
+
+    def to_toml(self) -> str:
+        """The recipe as TOML; reading it gives an equal recipe."""
+        return "\n".join(_toml(self.dump(), ())) + "\n"
+
+
+def boards(root: Path = ROOT) -> list[str]:
+    """Names of the board models."""
+    return sorted(file.stem for file in (root / "boards").glob("*.toml"))
+
+
+def models(root: Path = ROOT) -> list[str]:
+    """Names of the networks: modules of pipeline/models that define WIDTHS, found without importing them."""
+    return _modules(root / "pipeline" / "models", r"^WIDTHS\b")
+
+
+def datasets(root: Path = ROOT) -> list[str]:
+    """Names of the data sets: modules of pipeline/datasets that define SPEC, found without importing them."""
+    return _modules(root / "pipeline" / "datasets", r"^SPEC\b")
+
+
+def load(file: str | Path, overrides: Iterable[str] = (), board: str | None = None) -> Recipe:
+    """Read a recipe, apply ``key=value`` overrides and a board, validate. Raises RecipeError with every problem."""
+    file = Path(file)
+    text = _read(file)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        where = f"{file}:{line[1] if line else len(text.splitlines())}"
+        raise RecipeError([f"not valid TOML: {error}"], where=where) from None
+    origins = {key: f"{file}:{line}" for key, line in _lines(text).items()}
+    origins[()] = str(file)
+    problems = _apply(values, overrides, origins)
+    if board is not None:
+        values["board"] = board
+        origins["board",] = f"--board {board}"
+    name = file.stem.lower()
+    if "name" not in values:
+        values["name"] = name
+        origins["name",] = f"{file} (its name without .toml)"
+
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+        recipe._folder = file.resolve().parent
+    except ValidationError as error:
+        problems += [_problem(item, origins) for item in error.errors()]
+    problems += _unknown_names(values, origins)
+    if problems or recipe is None:
+        raise RecipeError(problems, fix="put these right in the recipe (or in the option named) and run again")
+    return recipe
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(path) for path in file.parent.glob("*.toml")) or sorted(map(str, Path("runs").glob("*.toml")))
+        fix = f"recipes here: {', '.join(near)}" if near else "name an existing TOML file"
+        raise RecipeError(["the recipe does not exist"], where=file, fix=fix) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"the recipe is not UTF-8 text: {error}"], where=file) from None
+    except OSError as error:
+        raise RecipeError([f"the recipe cannot be read: {error.strerror}"], where=file) from None
+
+
+def _apply(values: dict, overrides: Iterable[str], origins: dict) -> list[str]:
+    problems = []
+    for option in overrides:
+        key, equals, text = option.partition("=")
+        path = tuple(part.strip() for part in key.split("."))
+        if not equals or not all(path):
+            problems.append(f"--set {option}: expected key=value, for example --set trim.ratio=0.6")
+            continue
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            # A bare word is a string; something that began as TOML and did not end as TOML is a mistake.
+            if text.strip()[:1] in ("[", "{", '"', "'"):
+                problems.append(f"--set {option}: the value is not valid TOML")
+                continue
+            value = text.strip()
+        if path in PATH_KEYS and isinstance(value, str):
+            value = str(Path(value).expanduser().resolve())
+        table: Any = values
+        for part in path[:-1]:
+            table = table.setdefault(part, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            problems.append(f"--set {option}: {'.'.join(path[:-1])} is not a section")
+            continue
+        table[path[-1]] = value
+        origins[path] = f"--set {option}"
+    return problems
+
+
+_HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]\]?\s*(#.*)?$")
+_KEY = re.compile(r"\s*((?:[A-Za-z0-9_.-]|\"[^\"]*\"|'[^']*'|\s*\.\s*)+?)\s*=")
+
+
+def _lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line of every section and key. tomllib reports none; recipes have no multi-line strings to confuse this."""
+    lines: dict[tuple[str, ...], int] = {}
+    section: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            section = _parts(header[1])
+            lines.setdefault(section, number)
+        elif key := _KEY.match(line):
+            lines.setdefault(section + _parts(key[1]), number)
+            for inner in re.finditer(r"[{,]\s*([A-Za-z0-9_-]+)\s*=", line[key.end() :]):
+                lines.setdefault(section + _parts(key[1]) + (inner[1],), number)
+    return lines
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(
+        a or b or c for a, b, c in re.findall(r"\"([^\"]*)\"|'([^']*)'|([A-Za-z0-9_-]+)", dotted)
+    )
+
+
+def _origin(path: tuple, origins: dict) -> str:
+    """Where the value at ``path`` came from: its own line, or that of the nearest section around it."""
+    keys = tuple(part for part in path if isinstance(part, str))
+    while keys and keys not in origins:
+        keys = keys[:-1]
+    return origins[keys]
+
+
+def _problem(item: dict, origins: dict) -> str:
+    path, value = item["loc"], item["input"]
+    # A union's branches are part of pydantic's location, but no part of the key.
+    path = tuple(part for part in path if _is_key(part))
+    key = ".".join(str(part) for part in path if isinstance(part, str))
+    where = _origin(path, origins)
+    if item["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        section = f"[{'.'.join(map(str, path[:-1]))}]" if path[:-1] else "the recipe"
+        return f"{where}: unknown key {path[-1]!r} in {section}{_nearest(str(path[-1]), known)}"
+    if item["type"] == "missing":
+        what = "section" if _annotation(path) in (Data, Model) else "key"
+        return f"{where}: the {what} {key!r} is missing; {_allowed(path)}"
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    return f"{where}: {key} = {json.dumps(value, default=str)} is not allowed; {_allowed(path)}"
+
+
+def _is_key(part: object) -> bool:
+    return not (isinstance(part, str) and (part in ("int", "float", "str") or part.startswith(("literal[", "constrained"))))
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"; did you mean {near[0]!r}? (known: {', '.join(known)})" if near else f"; known: {', '.join(known)}"
+
+
+def _field(path: tuple):
+    """The pydantic field at a path; the path's last field for values inside a list or a dict."""
+    model: Any = Recipe
+    field = None
+    for part in path:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            field = model.model_fields[part]
+            model = field.annotation
+        elif get_origin(model) is dict:
+            model = get_args(model)[1]
+    return field, model
+
+
+def _annotation(path: tuple):
+    return _field(path)[1]
+
+
+def _keys_at(path: tuple) -> list[str]:
+    model = _annotation(path) if path else Recipe
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def _allowed(path: tuple) -> str:
+    field, model = _field(path)
+    if field is None:
+        return "see the recipes in runs/"
+    if hasattr(model, "model_fields"):
+        return f"a section with the keys {', '.join(model.model_fields)}"
+    hint = model if get_origin(field.annotation) is dict else field.annotation
+    return f"allowed: {_describe(hint, field.metadata)}"
+
+
+def _describe(hint: Any, metadata: Iterable = ()) -> str:
+    if get_origin(hint) is Annotated:
+        base, *extra = get_args(hint)
+        return _describe(base, [*metadata, *extra])
+    if get_origin(hint) is Literal:
+        return " or ".join(json.dumps(word) for word in get_args(hint))
+    if get_origin(hint) is dict:
+        return f"a table of {_describe(get_args(hint)[1])} each"
+    if get_origin(hint) is list:
+        return f"[height, width], each {_describe(get_args(hint)[0])}"
+    branches = [arg for arg in get_args(hint) if arg is not type(None)]
+    if branches:
+        return " or ".join(_describe(branch, metadata) for branch in branches)
+    bounds = [item for meta in metadata for item in getattr(meta, "metadata", [meta])]
+    low = next((f"{b.ge} <= " for b in bounds if getattr(b, "ge", None) is not None), "") or next(
+        (f"{b.gt} < " for b in bounds if getattr(b, "gt", None) is not None), ""
+    )
+    high = next((f" <= {b.le}" for b in bounds if getattr(b, "le", None) is not None), "") or next(
+        (f" < {b.lt}" for b in bounds if getattr(b, "lt", None) is not None), ""
+    )
+    if any(getattr(b, "pattern", None) for b in bounds):
+        return "lower-case letters, digits, dot, dash and underscore"
+    word = {int: "a whole number", float: "a number", str: "a string"}.get(hint, getattr(hint, "__name__", str(hint)))
+    return f"{word}, {low}value{high}" if low or high else word
+
+
+def _unknown_names(values: dict, origins: dict) -> list[str]:
+    problems = []
+    for path, what, known in (
+        (("board",), "board", boards),
+        (("model", "name"), "model", models),
+        (("data", "name"), "data set", datasets),
+    ):
+        value: Any = values
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, str) and value not in (names := known()):
+            problems.append(f"{_origin(path, origins)}: unknown {what} {value!r}{_nearest(value, names)}")
+    return problems
+
+
+def _modules(folder: Path, mark: str) -> list[str]:
+    return sorted(
+        module.name
+        for module in pkgutil.iter_modules([str(folder)])
+        if not module.ispkg
+        and re.search(mark, (folder / f"{module.name}.py").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+
+
+def _toml(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    lines = []
+    for key, value in table.items():
+        if not isinstance(value, Mapping):
+            lines.append(f"{_toml_key(key)} = {json.dumps(value, ensure_ascii=False)}")
+    for key, value in table.items():
+        if isinstance(value, Mapping) and (value or not path):
+            inner = path + (_toml_key(key),)
+            lines += ["", f"[{'.'.join(inner)}]", *_toml(value, inner)]
+    return lines
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
