@@ -1,0 +1,123 @@
+"""A QONNX file made ready for hardware: cleaned, channels-last, with pixels arriving as they lie on the wire.
+
+The prepared graph computes the same function as the file (tests run both with qonnx); only the layout of its input
+changes, from NCHW to NHWC.
+"""
+
+import copy
+import warnings
+from pathlib import Path
+
+import numpy as np
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
+from qonnx.transformation.gemm_to_matmul import GemmToMatMul
+from qonnx.util.cleanup import cleanup_model
+
+from boards.errors import SlimgateError
+
+
+class GraphError(SlimgateError):
+    """A file that is not a QONNX graph this project can read."""
+
+
+def load(path: str | Path) -> ModelWrapper:
+    """Read and clean a QONNX file: shapes inferred, constants folded, nodes named ``<Op>_<n>``."""
+    try:
+        model = ModelWrapper(str(path))
+    except Exception as error:  # onnx and protobuf raise a dozen unrelated types for a damaged file
+        raise GraphError(f"not a readable ONNX file: {error}", where=path,
+                         fix="export it again with brevitas.export.export_qonnx") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return cleanup_model(model)
+
+
+def prepare(model: ModelWrapper) -> ModelWrapper:
+    """Turn a cleaned NCHW graph into the NHWC graph that hls4ml converts.
+
+    Gemm becomes MatMul and Add; a Transpose in front of a Flatten is moved into the weights of the dense layer behind it,
+    so that pixels need not be reordered in hardware.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if len(model.get_tensor_shape(model.graph.input[0].name)) == 4:
+            model = model.transform(ConvertToChannelsLastAndClean(make_input_channels_last=True))
+        model = cleanup_model(model.transform(GemmToMatMul()))
+        _move_flatten_transpose_into_weights(model)
+        return cleanup_model(model)
+
+
+def _move_flatten_transpose_into_weights(model: ModelWrapper) -> None:
+    """NHWC -> Transpose(NCHW) -> Flatten -> MatMul(W) becomes NHWC -> Flatten -> MatMul(W with its rows permuted)."""
+    for transpose in [n for n in model.graph.node if n.op_type == "Transpose"]:
+        permutation = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), None)
+        flatten = model.find_consumer(transpose.output[0])
+        if permutation != [0, 3, 1, 2] or flatten is None or flatten.op_type not in ("Flatten", "Reshape"):
+            continue
+        dense = model.find_consumer(flatten.output[0])
+        shape = model.get_tensor_shape(transpose.input[0])
+        if dense is None or dense.op_type != "MatMul" or len(model.get_tensor_shape(flatten.output[0])) != 2:
+            continue
+        order = np.arange(int(np.prod(shape[1:]))).reshape(shape[3], shape[1], shape[2]).transpose(1, 2, 0).ravel()
+        name = dense.input[1]
+        while (producer := model.find_producer(name)) is not None and producer.op_type == "Quant":
+            name = producer.input[0]  # permuting before an element-wise quantiser is permuting after it
+        weights = model.get_initializer(name)
+        if weights is None or weights.shape[0] != order.size:
+            continue
+        model.set_initializer(name, np.ascontiguousarray(weights[order]))
+        flatten.input[0] = transpose.input[0]
+        model.graph.node.remove(transpose)
+
+
+def input_shape(model: ModelWrapper) -> tuple[int, ...]:
+    """Shape of one sample on the wire, channels last: (H, W, C) or (features,)."""
+    return tuple(model.get_tensor_shape(model.graph.input[0].name)[1:])
+
+
+def data_tensors(model: ModelWrapper) -> set[str]:
+    """Names of the tensors that depend on the network's input; the others are constants and quantised weights."""
+    names = {i.name for i in model.graph.input if model.get_initializer(i.name) is None}
+    for node in model.graph.node:
+        if names & set(node.input):
+            names |= set(node.output)
+    return names
+
+
+def with_batch(model: ModelWrapper, batch: int) -> ModelWrapper:
+    """A copy of the graph that takes ``batch`` samples at once.
+
+    Only the leading dimension changes, so it is written directly: qonnx's shape inference cannot redo channels-last nodes.
+    """
+    model = copy.deepcopy(model)
+    names = data_tensors(model)
+    for info in [*model.graph.input, *model.graph.value_info, *model.graph.output]:
+        if info.name in names:
+            info.type.tensor_type.shape.dim[0].dim_value = batch
+    for node in model.graph.node:
+        if node.op_type == "Reshape" and node.input[0] in names:
+            shape = np.array(model.get_initializer(node.input[1]))
+            shape[0] = batch
+            model.set_initializer(node.input[1], shape)
+    return model
+
+
+def execute(model: ModelWrapper, values: np.ndarray, *, tensors: bool = False, batch: int = 64) -> dict[str, np.ndarray]:
+    """Run a graph with qonnx on float32 ``values`` (N, ...) in batches; all tensors' values when ``tensors``."""
+    from qonnx.core.onnx_exec import execute_onnx
+
+    name = model.graph.input[0].name
+    collected: dict[str, list[np.ndarray]] = {}
+    sized: dict[int, ModelWrapper] = {}
+    moving = data_tensors(model)
+    for start in range(0, len(values), batch):
+        part = np.ascontiguousarray(values[start : start + batch], dtype=np.float32)
+        if len(part) not in sized:
+            sized[len(part)] = with_batch(model, len(part))
+        context = execute_onnx(sized[len(part)], {name: part}, return_full_exec_context=tensors)
+        for key, value in context.items():
+            if key in moving:
+                collected.setdefault(key, []).append(value)
+    return {key: np.concatenate(parts) for key, parts in collected.items()}

@@ -1,0 +1,383 @@
+"""What is exact: every tensor of a QONNX graph as integers on a power-of-two grid, with its worst-case range.
+
+The graph is walked once in topological order. A tensor is described by :class:`Fixed`: its values are ``k * 2**lsb``
+with integer ``k`` between ``lo`` and ``hi``, per channel (last axis). Ranges of accumulators come from the actual weights
+and the worst input, with every partial sum inside, so a type derived from them can neither round nor overflow.
+A network that breaks a condition of exactness is refused with the node, the reason and what to change.
+
+Graphs are channels-last and cleaned (:mod:`hls.graph`). QONNX operator semantics:
+https://github.com/fastmachinelearning/qonnx/tree/main/docs/qonnx-custom-ops.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from boards.errors import SlimgateError
+
+#: float32 holds every integer below this, so float execution of sums of products stays exact below it.
+FLOAT32_EXACT = 2**24
+#: Codes and accumulators are int64 here and at most this wide in ap_fixed.
+WIDEST = 62
+
+
+class NotExact(SlimgateError):
+    """A node of the network breaks a condition of exactness."""
+
+    def __init__(self, node: str, reason: str, fix: str):
+        super().__init__(f"the network cannot be carried to hardware exactly: {reason}", where=f"node {node}", fix=fix)
+        self.node, self.reason = node, reason
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Values ``k * 2**lsb``, ``lo <= k <= hi``; ``lo`` and ``hi`` int64 arrays that broadcast over the last axis."""
+
+    lsb: int
+    lo: np.ndarray
+    hi: np.ndarray
+
+    @property
+    def min(self) -> int:
+        return int(np.min(self.lo))
+
+    @property
+    def max(self) -> int:
+        return int(np.max(self.hi))
+
+    @property
+    def signed(self) -> bool:
+        return self.min < 0
+
+    @property
+    def bits(self) -> int:
+        """The least width, sign bit included, that holds every code; at least 1."""
+        magnitude = max(self.max, -self.min - 1, 0)
+        return max(magnitude.bit_length() + self.signed, 1)
+
+    def at(self, lsb: int) -> "Fixed":
+        """The same values on a grid at least as fine."""
+        if lsb > self.lsb:
+            raise ValueError(f"grid 2**{lsb} is coarser than 2**{self.lsb}")
+        return Fixed(lsb, self.lo << (self.lsb - lsb), self.hi << (self.lsb - lsb))
+
+    def precision(self) -> str:
+        """The hls4ml precision string of the smallest type that holds it: ``fixed<W,I>``, I includes the sign."""
+        return f"{'' if self.signed else 'u'}fixed<{self.bits},{self.bits + self.lsb}>"
+
+
+@dataclass
+class Analysis:
+    """What :func:`analyze` found. ``tensors``: name -> Fixed. ``constants``: name -> (int64 codes, lsb).
+    ``accumulators``: MAC node name -> Fixed of every partial sum. ``quantizers``: Quant node name -> Fixed of its grid.
+    """
+
+    tensors: dict[str, Fixed] = field(default_factory=dict)
+    constants: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
+    accumulators: dict[str, Fixed] = field(default_factory=dict)
+    quantizers: dict[str, Fixed] = field(default_factory=dict)
+
+    @property
+    def widest_accumulator(self) -> int:
+        """The largest magnitude of any partial sum, in units of its product scale."""
+        return max((max(a.max, -a.min) for a in self.accumulators.values()), default=0)
+
+    @property
+    def float32_exact(self) -> bool:
+        """Whether float32 execution of the graph is exact; otherwise the int64 reference is the oracle."""
+        return self.widest_accumulator < FLOAT32_EXACT
+
+
+def log2_exact(value: float) -> int | None:
+    """The exponent of a positive power of two, None for anything else."""
+    if not np.isfinite(value) or value <= 0:
+        return None
+    mantissa, exponent = np.frexp(value)
+    return int(exponent) - 1 if mantissa == 0.5 else None
+
+
+def round_shift(codes: np.ndarray, shift: int, mode: str = "ROUND") -> np.ndarray:
+    """``codes * 2**-shift`` as integers: ROUND is half to even, FLOOR toward minus infinity. Exact in int64."""
+    if shift <= 0:
+        return codes << -shift
+    if mode == "FLOOR":
+        return codes >> shift
+    if shift > WIDEST:
+        return np.zeros_like(codes)
+    half = np.int64(1) << (shift - 1)
+    return (codes + half - 1 + ((codes >> shift) & 1)) >> shift
+
+
+def quantize_codes(codes: np.ndarray, lsb: int, quantizer: "Quantizer") -> np.ndarray:
+    """The output codes of a Quant node for input codes on the grid ``2**lsb``."""
+    return np.clip(round_shift(codes, quantizer.lsb - lsb, quantizer.rounding), quantizer.lo, quantizer.hi)
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A Quant node with a power-of-two scale: output codes ``lo..hi`` on the grid ``2**lsb``."""
+
+    lsb: int
+    lo: int
+    hi: int
+    rounding: str
+
+
+# --------------------------------------------------------------------------- reading nodes
+
+
+def attributes(node) -> dict:
+    """The attributes of an ONNX node as plain Python values."""
+    import onnx
+
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def quantizer_of(model, node) -> Quantizer:
+    """Read a Quant node; refuse what has no exact integer meaning.
+
+    QONNX writes an empty string for attributes that are zero when it cleans a graph, hence ``bool(...)``.
+    """
+    parameters = [model.get_initializer(name) for name in node.input[1:4]]
+    if any(p is None for p in parameters):
+        raise NotExact(node.name, "scale, zero point or bit width is computed at run time",
+                       "export the network in eval mode so that quantiser parameters are constants")
+    scale, zero_point, width = parameters
+    if np.any(zero_point != 0):
+        raise NotExact(node.name, f"the zero point is {np.ravel(zero_point)[0]:g}, not 0",
+                       "use a symmetric quantiser (Brevitas: Int8...FixedPoint / Uint8...FixedPoint)")
+    if np.any(scale != np.ravel(scale)[0]):
+        raise NotExact(node.name, "the scale differs per channel",
+                       "use a per-tensor quantiser (Brevitas: ...PerTensorFixedPoint)")
+    lsb = log2_exact(float(np.ravel(scale)[0]))
+    if lsb is None:
+        raise NotExact(node.name, f"the scale {np.ravel(scale)[0]:.9g} is not a power of two",
+                       "use fixed-point quantisers (Brevitas: Int8WeightPerTensorFixedPoint, "
+                       "Uint8ActPerTensorFixedPoint), or restrict_scaling_type = POWER_OF_TWO")
+    bits = float(np.ravel(width)[0])
+    if bits != int(bits) or not 1 <= bits <= 32:
+        raise NotExact(node.name, f"the bit width is {bits:g}", "use a whole bit width between 1 and 32")
+    options = attributes(node)
+    signed, narrow = bool(options.get("signed", 1)), bool(options.get("narrow", 0))
+    rounding = options.get("rounding_mode", b"ROUND").decode().upper()
+    if rounding not in ("ROUND", "FLOOR"):
+        raise NotExact(node.name, f"rounding mode {rounding} has no hls4ml counterpart",
+                       "use rounding mode ROUND or FLOOR")
+    if narrow and not signed:
+        raise NotExact(node.name, "an unsigned quantiser with narrow range has no hls4ml counterpart",
+                       "set narrow_range=False on unsigned quantisers")
+    if signed and not narrow and bits == 1:
+        raise NotExact(node.name, "a signed 1-bit quantiser knows only -1 and 0",
+                       "use BipolarQuant or at least 2 bits")
+    bits = int(bits)
+    low = (-(1 << (bits - 1)) + narrow) if signed else 0
+    high = (1 << (bits - signed)) - 1
+    return Quantizer(lsb, low, high, rounding)
+
+
+# --------------------------------------------------------------------------- operators
+
+
+def _constant(model, analysis: Analysis, name: str) -> tuple[np.ndarray, int] | None:
+    """A quantised constant's codes and grid; an initializer that is a short binary fraction counts as one."""
+    if name in analysis.constants:
+        return analysis.constants[name]
+    values = model.get_initializer(name)
+    if values is None:
+        return None
+    lsb = _grid_of(np.asarray(values, np.float64))
+    if lsb is None:
+        return None
+    analysis.constants[name] = (np.round(np.ldexp(np.asarray(values, np.float64), -lsb)).astype(np.int64), lsb)
+    return analysis.constants[name]
+
+
+def _grid_of(values: np.ndarray, widest: int = 24) -> int | None:
+    """The coarsest power of two of which all values are whole multiples, None if they need more than 24 bits."""
+    if not np.all(np.isfinite(values)):
+        return None
+    if not np.any(values):
+        return 0
+    mantissas, exponents = np.frexp(np.unique(values[values != 0]))
+    whole = [int(m) for m in np.abs(np.ldexp(mantissas, 53))]
+    lsb = min(int(e) - 53 + (m & -m).bit_length() - 1 for m, e in zip(whole, exponents, strict=True))
+    return lsb if np.max(np.abs(np.ldexp(values, -lsb))) < 2**widest else None
+
+
+def _input(analysis: Analysis, node, index: int = 0) -> Fixed:
+    name = node.input[index]
+    if name not in analysis.tensors:
+        raise NotExact(node.name, f"its input {name} is not on a known grid",
+                       "quantise the network's input (Brevitas: QuantIdentity) and every tensor that is computed with")
+    return analysis.tensors[name]
+
+
+def _quant(model, node, analysis: Analysis) -> Fixed:
+    quantizer = quantizer_of(model, node)
+    grid = Fixed(quantizer.lsb, np.array(quantizer.lo), np.array(quantizer.hi))
+    analysis.quantizers[node.name] = grid
+    values = model.get_initializer(node.input[0])
+    if values is not None:
+        scaled = np.round(np.ldexp(np.asarray(values, np.float64), -quantizer.lsb)) if quantizer.rounding == "ROUND" \
+            else np.floor(np.ldexp(np.asarray(values, np.float64), -quantizer.lsb))
+        if not np.all(np.isfinite(scaled)):
+            raise NotExact(node.name, "the constant holds NaN or infinity", "train the network again; its weights diverged")
+        codes = np.clip(scaled, quantizer.lo, quantizer.hi).astype(np.int64)
+        analysis.constants[node.output[0]] = (codes, quantizer.lsb)
+        return Fixed(quantizer.lsb, codes.min(), codes.max())
+    if node.input[0] in {i.name for i in model.graph.input}:
+        return grid  # the host quantises: codes arrive on this grid and fill it
+    source = _input(analysis, node)
+    return Fixed(quantizer.lsb, quantize_codes(source.lo, source.lsb, quantizer),
+                 quantize_codes(source.hi, source.lsb, quantizer))
+
+
+def _multiply_accumulate(model, node, analysis: Analysis, weights, bias, source: Fixed, padded: bool) -> Fixed:
+    """Range of a sum of products. ``weights`` int64 (terms, outputs); ``source`` bounds (terms,) or scalar."""
+    codes, weight_lsb = weights
+    lo, hi = (np.broadcast_to(np.ravel(b), codes.shape[:1])[:, None] for b in (source.lo, source.hi))
+    if padded:  # a border pixel sees zeros in place of data
+        lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
+    products = np.stack([codes * lo, codes * hi])
+    lsb = weight_lsb + source.lsb
+    low, high = products.min(0), products.max(0)
+    bias_codes, bias_lsb = bias if bias is not None else (np.zeros(codes.shape[1], np.int64), lsb)
+    fine = min(lsb, bias_lsb) if np.any(bias_codes) else lsb
+    bias_codes = bias_codes << (bias_lsb - fine) if np.any(bias_codes) else np.zeros(codes.shape[1], np.int64)
+    up = lsb - fine
+    # hls4ml starts from the bias and adds products one by one, in any grouping: every partial sum lies in here
+    partial = Fixed(fine, (np.minimum(low, 0).sum(0) << up) + np.minimum(bias_codes, 0),
+                    (np.maximum(high, 0).sum(0) << up) + np.maximum(bias_codes, 0))
+    if partial.bits > WIDEST:
+        raise NotExact(node.name, f"its accumulator needs {partial.bits} bits", "use fewer bits or fewer inputs")
+    analysis.accumulators[node.name] = partial
+    return Fixed(fine, (low.sum(0) << up) + bias_codes, (high.sum(0) << up) + bias_codes)
+
+
+def _weights(model, node, analysis: Analysis) -> tuple[np.ndarray, int]:
+    weights = _constant(model, analysis, node.input[1])
+    if weights is None:
+        raise NotExact(node.name, "its weights are not quantised", "use Brevitas' QuantConv2d / QuantLinear")
+    return weights
+
+
+def _bias(model, node, analysis: Analysis) -> tuple[np.ndarray, int] | None:
+    if len(node.input) < 3 or not node.input[2]:
+        return None
+    bias = _constant(model, analysis, node.input[2])
+    if bias is None:
+        raise NotExact(node.name, "its bias is a floating-point number",
+                       "quantise the bias (Brevitas: bias_quant=Int16Bias, or ...BiasPerTensorFixedPoint)")
+    return bias
+
+
+def _conv(model, node, analysis: Analysis) -> Fixed:
+    options, source = attributes(node), _input(analysis, node)
+    codes, lsb = _weights(model, node, analysis)
+    if options.get("group", 1) != 1:
+        raise NotExact(node.name, "grouped and depthwise convolutions are not carried exactly yet (hls4ml 1.3.0)",
+                       "use a model without them")
+    if any(d != 1 for d in options.get("dilations", [1])):
+        raise NotExact(node.name, "a dilated convolution is not supported by hls4ml 1.3.0", "use dilation 1")
+    if codes.ndim != 4:
+        raise NotExact(node.name, "only 2-D convolutions are carried yet", "use Conv2d")
+    terms = np.moveaxis(codes, 0, -1).reshape(-1, codes.shape[0])  # weights O,kH,kW,I -> (kH*kW*I, O)
+    taps = terms.shape[0] // codes.shape[-1]
+
+    def per_tap(bounds):
+        return np.tile(np.broadcast_to(np.ravel(bounds), (codes.shape[-1],)), taps)
+
+    spread = Fixed(source.lsb, per_tap(source.lo), per_tap(source.hi))
+    return _multiply_accumulate(model, node, analysis, (terms, lsb), _bias(model, node, analysis), spread,
+                                padded=any(options.get("pads", [0])))
+
+
+def _matmul(model, node, analysis: Analysis) -> Fixed:
+    source = _input(analysis, node)
+    codes, lsb = _weights(model, node, analysis)
+    lo, hi = (np.ravel(b) for b in (source.lo, source.hi))
+    if lo.size not in (1, codes.shape[0]):
+        lo, hi = np.array(source.min), np.array(source.max)
+    return _multiply_accumulate(model, node, analysis, (codes, lsb), None, Fixed(source.lsb, lo, hi), padded=False)
+
+
+def _add(model, node, analysis: Analysis) -> Fixed:
+    sides = []
+    for index, name in enumerate(node.input):
+        constant = _constant(model, analysis, name)
+        if constant is not None:
+            codes, lsb = constant
+            flat = np.ravel(codes) if codes.size in (1, codes.shape[-1] if codes.ndim else 1) else None
+            sides.append(Fixed(lsb, *((flat, flat) if flat is not None else (codes.min(), codes.max()))))
+        else:
+            sides.append(_input(analysis, node, index))
+    lsb = min(s.lsb for s in sides)
+    left, right = (s.at(lsb) for s in sides)
+    total = Fixed(lsb, left.lo + right.lo, left.hi + right.hi)
+    producer = model.find_producer(node.input[0])
+    if producer is not None and producer.op_type == "MatMul" and producer.name in analysis.accumulators:
+        # the bias of a dense layer: hls4ml starts the accumulator from it
+        partial = analysis.accumulators[producer.name].at(lsb)
+        analysis.accumulators[producer.name] = Fixed(
+            lsb, partial.lo + np.minimum(right.lo, 0), partial.hi + np.maximum(right.hi, 0))
+    return total
+
+
+def _relu(model, node, analysis: Analysis) -> Fixed:
+    source = _input(analysis, node)
+    return Fixed(source.lsb, np.maximum(source.lo, 0), np.maximum(source.hi, 0))
+
+
+def _same(model, node, analysis: Analysis) -> Fixed:
+    return _input(analysis, node)
+
+
+def _max_pool(model, node, analysis: Analysis) -> Fixed:
+    options, source = attributes(node), _input(analysis, node)
+    if any(options.get("pads", [0])):
+        raise NotExact(node.name, "padded max pooling is not carried exactly by hls4ml 1.3.0",
+                       "use max pooling without padding")
+    if options.get("ceil_mode"):
+        raise NotExact(node.name, "max pooling with ceil_mode is not supported by hls4ml 1.3.0", "use ceil_mode=False")
+    return source
+
+
+def _reshape(model, node, analysis: Analysis) -> Fixed:
+    """Values stay, channels may land elsewhere: keep per-channel bounds only where the last axis repeats them."""
+    source = _input(analysis, node)
+    shape_in, shape_out = model.get_tensor_shape(node.input[0]), model.get_tensor_shape(node.output[0])
+    if source.lo.size > 1:
+        if shape_out[-1] % shape_in[-1]:
+            return Fixed(source.lsb, np.array(source.min), np.array(source.max))
+        times = shape_out[-1] // shape_in[-1]
+        return Fixed(source.lsb, np.tile(np.ravel(source.lo), times), np.tile(np.ravel(source.hi), times))
+    return source
+
+
+OPERATORS: dict[str, Callable] = {
+    "Quant": _quant,
+    "Conv": _conv,
+    "MatMul": _matmul,
+    "Add": _add,
+    "Relu": _relu,
+    "MaxPool": _max_pool,
+    "Flatten": _reshape,
+    "Reshape": _reshape,
+    "Identity": _same,
+}
+
+
+def analyze(model) -> Analysis:
+    """Walk a prepared graph (:func:`hls.graph.prepare`); raise :class:`NotExact` at the first node that is refused."""
+    analysis = Analysis()
+    for node in model.graph.node:
+        operator = OPERATORS.get(node.op_type)
+        if operator is None:
+            raise NotExact(node.name, f"operation {node.op_type} is not carried exactly",
+                           f"operations that are: {', '.join(sorted(OPERATORS))}")
+        analysis.tensors[node.output[0]] = operator(model, node, analysis)
+    for output in model.graph.output:
+        if output.name not in analysis.tensors:
+            raise NotExact(output.name, "the output is not computed from quantised tensors", "quantise the network's input")
+    return analysis
