@@ -5,6 +5,9 @@ changes, from NCHW to NHWC.
 """
 
 import copy
+import hashlib
+import json
+import re
 import warnings
 from pathlib import Path
 
@@ -18,6 +21,9 @@ from qonnx.util.cleanup import cleanup_model
 from boards.errors import SlimgateError
 
 
+_LAYERS = "slimgate_layers"
+
+
 class GraphError(SlimgateError):
     """A file that is not a QONNX graph this project can read."""
 
@@ -29,9 +35,43 @@ def load(path: str | Path) -> ModelWrapper:
     except Exception as error:  # onnx and protobuf raise a dozen unrelated types for a damaged file
         raise GraphError(f"not a readable ONNX file: {error}", where=path,
                          fix="export it again with brevitas.export.export_qonnx") from error
+    names = _module_names(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return cleanup_model(model)
+        model = cleanup_model(model)
+    model.set_metadata_prop(_LAYERS, json.dumps(names))
+    return model
+
+
+def mac_nodes(model: ModelWrapper) -> list:
+    """The nodes that multiply and accumulate, in the order of the graph."""
+    return [n for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+
+
+def _fingerprint(model: ModelWrapper, node) -> str | None:
+    """Identifies a layer by its weights, whatever their layout: cleaning reorders nodes and transposes weights."""
+    name = node.input[1]
+    while (producer := model.find_producer(name)) is not None:
+        name = producer.input[0]
+    weights = model.get_initializer(name)
+    return None if weights is None else hashlib.sha256(np.sort(weights, axis=None).tobytes()).hexdigest()
+
+
+def _module_names(model: ModelWrapper) -> dict[str, str]:
+    """Fingerprint -> the module path that torch left in a parameter's name, for each layer where it is unambiguous."""
+    names: dict[str, str] = {}
+    for node in mac_nodes(model):
+        key = _fingerprint(model, node)
+        for parameter in reversed(node.input[1:]):
+            while (producer := model.find_producer(parameter)) is not None:
+                parameter = producer.input[0]
+            path, dot, kind = parameter.rpartition(".")
+            if dot and kind in ("weight", "bias") and key is not None:
+                # two layers with the same weights cannot be told apart: both keep their node's name
+                names[key] = path if key not in names else ""
+                break
+    paths = list(names.values())
+    return {k: re.sub(r"[^0-9A-Za-z_]", "_", v) for k, v in names.items() if v and paths.count(v) == 1}
 
 
 def prepare(model: ModelWrapper) -> ModelWrapper:
@@ -46,7 +86,11 @@ def prepare(model: ModelWrapper) -> ModelWrapper:
             model = model.transform(ConvertToChannelsLastAndClean(make_input_channels_last=True))
         model = cleanup_model(model.transform(GemmToMatMul()))
         _move_flatten_transpose_into_weights(model)
-        return cleanup_model(model)
+        model = cleanup_model(model)
+    names = json.loads(model.get_metadata_prop(_LAYERS) or "{}")
+    for node in mac_nodes(model):
+        node.name = names.get(_fingerprint(model, node), node.name)  # becomes part of a C++ identifier
+    return model
 
 
 def _move_flatten_transpose_into_weights(model: ModelWrapper) -> None:
