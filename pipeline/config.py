@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from boards import board
 from boards.errors import SlimgateError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,8 @@ class RecipeError(SlimgateError):
     """The recipe is not one; ``problems`` holds one "where: what" line each."""
 
     def __init__(self, problems: list[str], *, where: object = None, fix: str | None = None):
-        super().__init__("\n".join(problems), where=where, fix=fix)
+        what = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems in the recipe:", *problems])
+        super().__init__(what, where=where, fix=fix)
         self.problems = problems
 
 
@@ -144,11 +146,16 @@ class Recipe(_Section):
     csim: Csim = Csim()
     benchmark: Benchmark = Benchmark()
 
-    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _path: Path = PrivateAttr(default_factory=lambda: Path.cwd() / "recipe.toml")
+
+    @property
+    def path(self) -> Path:
+        """The recipe's file (absolute)."""
+        return self._path
 
     def resolve(self, path: str) -> Path:
         """The absolute path of data.root, data.train or data.test, which are relative to the recipe's folder."""
-        return (self._folder / Path(path).expanduser()).resolve()
+        return (self.path.parent / Path(path).expanduser()).resolve()
 
     def dump(self) -> dict[str, Any]:
         """Every key with its value, defaults included, unset ones left out; plain JSON types."""
@@ -168,11 +175,6 @@ class Recipe(_Section):
         return "\n".join(_toml(self.dump(), ())) + "\n"
 
 
-def boards(root: Path = ROOT) -> list[str]:
-    """Names of the board models."""
-    return sorted(file.stem for file in (root / "boards").glob("*.toml"))
-
-
 def models(root: Path = ROOT) -> list[str]:
     """Names of the networks: modules of pipeline/models that define WIDTHS, found without importing them."""
     return _modules(root / "pipeline" / "models", r"^WIDTHS\b")
@@ -183,7 +185,7 @@ def datasets(root: Path = ROOT) -> list[str]:
     return _modules(root / "pipeline" / "datasets", r"^SPEC\b")
 
 
-def load(file: str | Path, overrides: Iterable[str] = (), board: str | None = None) -> Recipe:
+def load(file: str | Path, overrides: Iterable[str] = (), board_name: str | None = None) -> Recipe:
     """Read a recipe, apply ``key=value`` overrides and a board, validate. Raises RecipeError with every problem."""
     file = Path(file)
     text = _read(file)
@@ -196,9 +198,9 @@ def load(file: str | Path, overrides: Iterable[str] = (), board: str | None = No
     origins = {key: f"{file}:{line}" for key, line in _lines(text).items()}
     origins[()] = str(file)
     problems = _apply(values, overrides, origins)
-    if board is not None:
-        values["board"] = board
-        origins["board",] = f"--board {board}"
+    if board_name is not None:
+        values["board"] = board_name
+        origins["board",] = f"--board {board_name}"
     name = file.stem.lower()
     if "name" not in values:
         values["name"] = name
@@ -207,12 +209,24 @@ def load(file: str | Path, overrides: Iterable[str] = (), board: str | None = No
     recipe = None
     try:
         recipe = Recipe.model_validate(values)
-        recipe._folder = file.resolve().parent
+        recipe._path = file.resolve()
     except ValidationError as error:
         problems += [_problem(item, origins) for item in error.errors()]
     problems += _unknown_names(values, origins)
     if problems or recipe is None:
         raise RecipeError(problems, fix="put these right in the recipe (or in the option named) and run again")
+    return recipe
+
+
+def restore(values: Mapping[str, Any], path: str | Path) -> Recipe:
+    """A recipe from what ``dump`` gave and the path it was read from. Raises RecipeError where it no longer fits."""
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(
+            [f"a recipe of another version: {item['msg']}" for item in error.errors()], where=path, fix="run it again"
+        ) from None
+    recipe._path = Path(path)
     return recipe
 
 
@@ -286,6 +300,8 @@ def _parts(dotted: str) -> tuple[str, ...]:
 def _origin(path: tuple, origins: dict) -> str:
     """Where the value at ``path`` came from: its own line, or that of the nearest section around it."""
     keys = tuple(part for part in path if isinstance(part, str))
+    if keys not in origins:  # a section that only exists because something in it was named
+        keys = next((key for key in origins if key[: len(keys)] == keys), keys)
     while keys and keys not in origins:
         keys = keys[:-1]
     return origins[keys]
@@ -310,7 +326,7 @@ def _problem(item: dict, origins: dict) -> str:
 
 
 def _is_key(part: object) -> bool:
-    return not (isinstance(part, str) and (part in ("int", "float", "str") or part.startswith(("literal[", "constrained"))))
+    return not (isinstance(part, str) and (part in ("int", "float", "str") or part.startswith(("literal[", "constr"))))
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -380,7 +396,7 @@ def _describe(hint: Any, metadata: Iterable = ()) -> str:
 def _unknown_names(values: dict, origins: dict) -> list[str]:
     problems = []
     for path, what, known in (
-        (("board",), "board", boards),
+        (("board",), "board", board.names),
         (("model", "name"), "model", models),
         (("data", "name"), "data set", datasets),
     ):

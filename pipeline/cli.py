@@ -1,0 +1,224 @@
+"""The command line. Commands import what they need when they run: `slimgate --help` and a cached run stay quick."""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from boards.errors import SlimgateError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 well, 1 a gate is shut, 2 a mistake or something missing, 3 a bug."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except SlimgateError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"slimgate: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("slimgate: interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `slimgate summary | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the one place that turns a bug into words
+        traceback.print_exc()
+        print(f"slimgate: a bug in slimgate ({type(error).__name__}); finished stages are kept", file=sys.stderr)
+        return 3
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="slimgate",
+        description="From real images to a trimmed, quantized, bit-exact, packaged network on a (simulated) board.",
+        epilog="example: slimgate run runs/digits.toml",
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    common.add_argument(
+        "--build-dir", type=Path, default=Path("build"), metavar="DIR", help="where run folders are (default: build)"
+    )
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function, summary: str, example: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=summary, description=summary, epilog=f"example: {example}", parents=[common], allow_abbrev=False
+        )
+        made.set_defaults(run=function)
+        return made
+
+    run = command(
+        "run",
+        _run,
+        "Bring the stages of a recipe up to date.",
+        "slimgate run runs/digits.toml --board pynq-z2 --until csim --set trim.ratio=0.6",
+    )
+    run.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file, see runs/")
+    run.add_argument("--board", help="a board model instead of the recipe's; see `slimgate boards`")
+    run.add_argument("--place", default="simulated", help="where the board stands (default: simulated)")
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage (`bitstream` asks for the vendor tools)")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a recipe key; repeatable"
+    )
+    run.add_argument("--verify", action="store_true", help="check the sha256 of every finished file, not only its size")
+
+    status = command("status", _status, "What is finished in a run folder.", "slimgate status digits-pynq-z2")
+    status.add_argument("--verify", action="store_true", help="check the sha256 of every file, not only its size")
+    summary = command("summary", _summary, "The figures of a run.", "slimgate summary --json digits-pynq-z2")
+    summary.add_argument("--json", action="store_true", help="one JSON object")
+    report = command("report", _report, "Path of a run's report.", "slimgate report digits-pynq-z2 --open")
+    report.add_argument("--open", action="store_true", help="open it in the browser")
+    for made in (status, summary, report):
+        made.add_argument("name", nargs="?", metavar="RUN", help="a run folder or its name (default: the newest)")
+
+    command("doctor", _doctor, "What is installed, and what each missing thing prevents.", "slimgate doctor")
+    command("boards", _boards, "The board models.", "slimgate boards")
+
+    predict = command(
+        "predict",
+        _predict,
+        "Classify pictures with a packaged network, on a board or the simulated one.",
+        "slimgate predict build/digits-pynq-z2/package/package.tar.gz seven.png --top 3",
+    )
+    predict.add_argument("package", type=Path, metavar="PACKAGE", help="a package folder or package.tar.gz")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files")
+    predict.add_argument("--place", default="simulated", help="where the board stands (default: simulated)")
+    predict.add_argument("--top", type=_positive, default=1, metavar="K", help="labels per picture (default: 1)")
+    predict.add_argument("--json", action="store_true", help="a JSON list")
+    return top
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _console():
+    from rich.console import Console
+
+    # Written to a file, a table is as wide as it needs to be.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _prepare(recipe, args, place: str):
+    from boards import board
+    from pipeline import flow
+    from pipeline.stage import Run
+
+    stages = [*flow.STAGES, flow.BITSTREAM] if getattr(args, "until", None) == flow.BITSTREAM.name else flow.STAGES
+    return Run(
+        stages,
+        recipe,
+        build=args.build_dir,
+        place=place,
+        root=ROOT,
+        load_board=board.load,
+        verify=args.verify,
+        console=_console(),
+    )
+
+
+def _run(args) -> int:
+    from pipeline import config, summary
+
+    run = _prepare(config.load(args.recipe, args.set, args.board), args, args.place)
+    outcomes = run.execute(run.until(args.until))
+    summary.show(summary.collect(run.folder), run.console)
+    ran = [outcome.name for outcome in outcomes if not outcome.cached]
+    if not ran:
+        run.say("everything is finished already: nothing was re-run")
+    return 0
+
+
+def _status(args) -> int:
+    from rich.table import Table
+
+    from pipeline import config, summary
+    from pipeline.stage import LAST_RUN, read_json
+
+    folder = summary.find(args.name, args.build_dir)
+    last = read_json(folder / LAST_RUN)
+    args.build_dir = folder.parent
+    run = _prepare(config.restore(last["recipe"], last["recipe_path"]), args, last["place"])
+    table = Table("stage", "state", "seconds", "key", title=f"{folder} (last: {last['started']})", title_justify="left")
+    for stage in run.stages.values():
+        state, key = run.state(stage)
+        manifest = run.manifest(stage.name) or {}
+        if (folder / "failed" / stage.name).is_dir():
+            state += f"; failed, see {folder / 'failed' / stage.name}"
+        table.add_row(stage.name, state, f"{manifest['seconds']:.1f}" if manifest else "-", key[:12] or "-")
+    run.console.print(table)
+    return 0
+
+
+def _summary(args) -> int:
+    from pipeline import summary
+
+    collected = summary.collect(summary.find(args.name, args.build_dir))
+    if args.json:
+        print(json.dumps(collected, indent=1, ensure_ascii=False))
+    else:
+        summary.show(collected, _console())
+    return 0
+
+
+def _report(args) -> int:
+    import webbrowser
+
+    from pipeline import summary
+
+    folder = summary.find(args.name, args.build_dir)
+    page = folder / "report.html"
+    if not page.is_file():
+        raise SlimgateError("this run has no report yet", where=folder, fix="finish it with `slimgate run`")
+    print(page)
+    if args.open and not webbrowser.open(page.resolve().as_uri()):
+        raise SlimgateError("no browser was found", where=page, fix="open the file by hand")
+    return 0
+
+
+def _doctor(args) -> int:
+    from pipeline import doctor
+
+    return doctor.show(doctor.examine(args.build_dir), _console())
+
+
+def _boards(args) -> int:
+    from rich.table import Table
+
+    from boards import board
+
+    table = Table("board", "title", "part", "clock MHz", "LUT", "BRAM36", "DSP")
+    for name in board.names():
+        model = board.load(name)
+        table.add_row(name, *_board_row(model))
+    _console().print(table)
+    return 0
+
+
+def _board_row(model) -> list[str]:
+    resources = model.resources
+    figures = (model.clock_mhz, resources["lut"], resources["bram36"], resources["dsp"])
+    return [model.title, model.part, *(f"{figure:g}" for figure in figures)]
+
+
+def _predict(args) -> int:
+    from boards import predict
+
+    answers = predict.classify(args.package, args.images, args.place, args.top)
+    if args.json:
+        print(json.dumps(answers, indent=1, ensure_ascii=False))
+        return 0
+    for image, answer in zip(args.images, answers, strict=True):
+        words = ", ".join(f"{guess['label']} ({guess['value']:g})" for guess in answer["top"])
+        print(f"{image}: {words}")
+    return 0

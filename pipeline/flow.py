@@ -1,0 +1,128 @@
+"""The whole chain on one screen: the stages in order, what each needs, makes, tells and depends on."""
+
+from pipeline.stage import Stage
+
+WHOLE_RECIPE = (
+    "name", "board", "seed", "data", "model", "train", "trim", "quantize", "export", "hls", "csim", "benchmark"
+)  # fmt: skip
+NETWORK = ("seed", "model")
+
+STAGES = [
+    Stage(
+        "data",
+        "pipeline.stages.data:run",
+        makes=("train.npz", "val.npz", "test.npz", "dataset.json"),
+        config=("data",),
+        tools=("numpy", "scikit-learn", "pillow"),
+        imports=("pipeline.datasets.{data.name}",),
+        fingerprint="pipeline.datasets.source:fingerprint",
+    ),
+    Stage(
+        "train",
+        "pipeline.stages.train:run",
+        needs=("data",),
+        makes=("state.pt", "widths.json", "history.json"),
+        metrics=("accuracy_val", "accuracy_test", "parameters", "macs"),
+        config=(*NETWORK, "train"),
+        tools=("torch", "numpy"),
+        imports=("pipeline.models.{model.name}",),
+    ),
+    Stage(
+        "trim",
+        "pipeline.stages.trim:run",
+        needs=("data", "train"),
+        makes=("state.pt", "widths.json", "history.json"),
+        metrics=("accuracy_test", "parameters", "macs"),
+        config=(*NETWORK, "train", "trim"),
+        tools=("torch", "numpy"),
+        imports=("pipeline.models.{model.name}",),
+    ),
+    Stage(
+        "quantize",
+        "pipeline.stages.quantize:run",
+        needs=("data", "trim"),
+        makes=("state.pt", "quant.json", "history.json"),
+        metrics=("accuracy_test",),
+        config=(*NETWORK, "train", "quantize"),
+        tools=("torch", "brevitas", "numpy"),
+        imports=("pipeline.models.{model.name}",),
+    ),
+    Stage(
+        "export",
+        "pipeline.stages.export:run",
+        needs=("data", "trim", "quantize"),
+        makes=("model.onnx", "golden.npz"),
+        metrics=("qonnx_mismatches",),
+        config=(*NETWORK, "quantize", "export"),
+        tools=("torch", "brevitas", "qonnx", "onnx", "onnxruntime", "numpy"),
+        imports=("pipeline.models.{model.name}",),
+    ),
+    Stage(
+        "plan",
+        "pipeline.stages.plan:run",
+        needs=("data", "export"),
+        makes=("plan.json",),
+        config=("board", "quantize", "hls"),
+        tools=("hls4ml", "qonnx", "onnx", "numpy"),
+        sources=("boards/{board}.toml",),
+    ),
+    Stage(
+        "convert",
+        "pipeline.stages.convert:run",
+        needs=("export", "plan"),
+        makes=("project", "io.json", "clean.onnx"),
+        config=("board", "quantize", "hls"),
+        tools=("hls4ml", "qonnx", "onnx", "numpy"),
+        sources=("hls/templates/**", "boards/{board}.toml"),
+    ),
+    Stage(
+        "csim",
+        "pipeline.stages.csim:run",
+        needs=("data", "export", "convert"),
+        makes=("design.so", "csim.json"),
+        metrics=("csim_mismatches", "accuracy_test"),
+        config=("seed", "csim"),
+        tools=("g++", "qonnx", "onnx", "numpy"),
+        sources=("hls/templates/**",),
+    ),
+    Stage(
+        "package",
+        "pipeline.stages.package:run",
+        needs=("data", "train", "trim", "quantize", "export", "plan", "convert", "csim"),
+        makes=("package", "package.tar.gz"),
+        config=WHOLE_RECIPE,
+        tools=("numpy", "pynq"),
+        sources=("boards/{board}.toml", "boards/onboard/**"),
+    ),
+    Stage(
+        "benchmark",
+        "pipeline.stages.benchmark:run",
+        needs=("package",),
+        makes=("result.json",),
+        metrics=("board_mismatches", "accuracy_test", "samples"),
+        config=("board", "benchmark", "place"),
+        tools=("numpy", "pynq"),
+        sources=("boards/{board}.toml", "boards/onboard/**"),
+        always=lambda ctx: ctx.place != "simulated",
+    ),
+    Stage(
+        "report",
+        "pipeline.stages.report:run",
+        needs=("data", "train", "trim", "quantize", "export", "plan", "convert", "csim", "package", "benchmark"),
+        makes=("report.html",),
+        config=(*WHOLE_RECIPE, "place"),
+        tools=("jinja2", "matplotlib", "pillow", "numpy"),
+        sources=("pipeline/report/**",),
+        publish=("report.html",),
+    ),
+]
+
+#: Only where `--until bitstream` asks for it: the vendor tools, on the verified project.
+BITSTREAM = Stage(
+    "bitstream",
+    "pipeline.stages.bitstream:run",
+    needs=("convert", "csim"),
+    config=("board", "hls"),
+    sources=("boards/{board}.toml",),
+    always=lambda ctx: True,
+)

@@ -1,0 +1,151 @@
+"""The figures of one run folder, gathered from its manifests: as one object, or as tables on a terminal.
+
+A stage whose inputs have changed since, or that the last invocation meant to bring up to date and did not, tells
+nothing here: figures of two different networks never stand in one summary.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from boards.errors import SlimgateError
+from pipeline.keys import MANIFEST
+from pipeline.stage import LAST_RUN, read_json
+
+ACCURACIES = {"float": "train", "trimmed": "trim", "quantized": "quantize", "csim": "csim", "board": "benchmark"}
+MISMATCHES = {"qonnx": "export", "csim": "csim", "board": "benchmark"}
+
+
+class NoRun(SlimgateError):
+    """There is no such run folder."""
+
+
+def find(name: str | None, build: Path) -> Path:
+    """The run folder of a name, a path, or the newest one. Raises NoRun, naming those there are."""
+    runs = sorted(build.glob(f"*/{LAST_RUN}"), key=lambda path: path.stat().st_mtime)
+    if name is None and runs:
+        return runs[-1].parent
+    for folder in [Path(name), build / name] if name is not None else []:
+        if (folder / LAST_RUN).is_file():
+            return folder
+    there = ", ".join(path.parent.name for path in runs)
+    raise NoRun(
+        f"there is no run {name!r}" if name else "there is no run yet",
+        where=build,
+        fix=f"one of {there}" if there else "make one, for example: slimgate run runs/digits.toml",
+    )
+
+
+def manifests(run: Path) -> dict[str, dict]:
+    """Manifests of the run's finished stages that belong together, by name."""
+    last = read_json(run / LAST_RUN)
+    found: dict[str, dict] = {}
+    for path in run.glob(f"*/{MANIFEST}"):
+        try:
+            found[path.parent.name] = read_json(path)
+        except (OSError, ValueError):
+            continue
+
+    def current(name: str) -> bool:
+        manifest = found.get(name)
+        return (
+            manifest is not None
+            and name not in last["pending"]
+            and all(
+                current(need)
+                and found[need]["content"] == content
+                and found[need]["key"] == manifest["input_keys"][need]
+                for need, content in manifest["inputs"].items()
+            )
+        )
+
+    return {name: manifest for name, manifest in found.items() if current(name)}
+
+
+def collect(run: Path) -> dict[str, Any]:
+    """One JSON object for a run. A figure that does not exist (yet) is null; every other carries its evidence."""
+    last, found = read_json(run / LAST_RUN), manifests(run)
+
+    def metric(stage: str, name: str) -> dict | None:
+        return found.get(stage, {}).get("metrics", {}).get(name)
+
+    def value(stage: str, name: str) -> Any:
+        entry = metric(stage, name)
+        return None if entry is None else entry["value"]
+
+    def accuracy(stage: str) -> dict | None:
+        entry = metric(stage, "accuracy_test")
+        return entry and {key: entry[key] for key in ("value", "interval", "evidence")}
+
+    def mismatches(kind: str, stage: str) -> dict | None:
+        entry = metric(stage, f"{kind}_mismatches")
+        if entry is None:
+            return None
+        return {"mismatches": entry["value"], "compared": entry.get("compared"), "evidence": entry["evidence"]}
+
+    trimmed = metric("trim", "macs") or {}
+    return {
+        "run": run.name,
+        "board": last["board"],
+        "place": found["benchmark"]["config"].get("place") if "benchmark" in found else last["place"],
+        "command": last["command"],
+        "finished": not last["pending"],
+        "pending": last["pending"],
+        "samples": value("benchmark", "samples"),
+        "parameters": {"float": value("train", "parameters"), "trimmed": value("trim", "parameters")},
+        "macs": {"float": value("train", "macs"), "trimmed": value("trim", "macs")},
+        "trim": {"asked": trimmed.get("asked"), "achieved": trimmed.get("achieved")},
+        "accuracy": {name: accuracy(stage) for name, stage in ACCURACIES.items()},
+        "mismatches": {kind: mismatches(kind, stage) for kind, stage in MISMATCHES.items()},
+        "plan": found.get("plan", {}).get("metrics", {}),
+        "stages": [{key: stage[key] for key in ("name", "seconds", "cached", "how")} for stage in last["stages"]],
+        "gates": [{"stage": name, **gate} for name, manifest in found.items() for gate in manifest["gates"]],
+        "report": str(run / "report.html") if "report" in found else None,
+    }
+
+
+def show(summary: dict, console: Console) -> None:
+    """The same as tables."""
+    table = Table("stage", "now", "seconds", title=f"{summary['run']} on {summary['place']}", title_justify="left")
+    for stage in summary["stages"]:
+        table.add_row(stage["name"], stage["how"], f"{stage['seconds']:.1f}" if not stage["cached"] else "-")
+    for name in summary["pending"]:
+        table.add_row(name, "pending", "-")
+    console.print(table)
+
+    rows = [(name, entry) for name, entry in summary["accuracy"].items() if entry]
+    if rows:
+        table = Table("test accuracy", "%", "95 % interval", "evidence")
+        for name, entry in rows:
+            low, high = entry["interval"] or (None, None)
+            interval = "-" if low is None else f"{100 * low:.2f} .. {100 * high:.2f}"
+            table.add_row(name, f"{100 * entry['value']:.2f}", interval, entry["evidence"])
+        console.print(table)
+
+    sizes = [(name, summary[name]["float"], summary[name]["trimmed"]) for name in ("parameters", "macs")]
+    if any(before is not None for _, before, _ in sizes):
+        table = Table("size", "float", "trimmed", "removed")
+        for name, before, after in sizes:
+            removed = f"{100 * (1 - after / before):.1f} %" if before and after is not None else "-"
+            table.add_row(name, *("-" if n is None else f"{n:,}" for n in (before, after)), removed)
+        console.print(table)
+
+    rows = [(name, entry) for name, entry in summary["mismatches"].items() if entry]
+    if rows:
+        table = Table("compared with golden codes", "mismatches", "codes compared", "evidence")
+        for name, entry in rows:
+            compared = "-" if entry["compared"] is None else f"{entry['compared']:,}"
+            table.add_row(name, f"{entry['mismatches']:,}", compared, entry["evidence"])
+        console.print(table)
+
+    if summary["plan"]:
+        table = Table("plan", "value", "unit", "evidence")
+        for name, entry in summary["plan"].items():
+            number = entry["value"]
+            text = f"{number:,.4g}" if isinstance(number, float) else str(number)
+            table.add_row(name, text, entry["unit"] or "", entry["evidence"])
+        console.print(table)
+    if summary["report"]:
+        console.print(f"report: {summary['report']}", markup=False, highlight=False, soft_wrap=True)
