@@ -8,6 +8,7 @@ from pipeline.models.layers import layers, values
 
 WIDTHS = {"conv1": 16, "conv2": 32, "conv3": 32}
 INPUT_SHAPE = (1, 8, 8)
+SIZE_STEP = 2
 
 
 class CnnSmall(nn.Module):

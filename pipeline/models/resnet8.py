@@ -21,7 +21,8 @@ WIDTHS = {
     "block3.shortcut": 64,
 }
 INPUT_SHAPE = (3, 32, 32)
-# Filters on both sides of an add are the same channels: (conv, conv) pairs that must have equal widths.
+SIZE_STEP = 4
+# Filters on both sides of an add are the same channels: groups of convolutions that must have equal widths.
 TIED = (
     ("conv1", "block1.conv2"),
     ("block2.conv2", "block2.shortcut"),
