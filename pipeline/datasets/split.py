@@ -1,7 +1,10 @@
 """Which picture is for training, which for validation, which for the test: decided by name, per class."""
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from boards.errors import SlimgateError
 
@@ -64,3 +67,61 @@ def assign(
 
 def _rank(seed: int, name: str) -> tuple[bytes, str]:
     return hashlib.sha256(f"{seed}\0{name}".encode()).digest(), name
+
+
+# What the division depends on: a file made with other values is not silently taken for these.
+SETTINGS = ("validation", "test_fraction", "seed")
+
+
+def kept(file: Path, data) -> dict[str, str]:
+    """{picture's name: split} of a split file, empty when there is none. SplitError: damaged, or other settings."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        assignments, settings = content["assignments"], content["settings"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SplitError(
+            f"the split file cannot be read: {error}",
+            where=file,
+            fix="restore it, or delete it for a new division",
+        ) from error
+    bad = sorted(name for name, word in assignments.items() if word not in SPLITS)
+    if bad:
+        raise SplitError(
+            f"{bad[0]!r} is assigned to {assignments[bad[0]]!r}",
+            where=file,
+            fix=f"one of {', '.join(SPLITS)}",
+        )
+    for key in SETTINGS:
+        if settings.get(key) != getattr(data, key):
+            raise SplitError(
+                f"the split file was made with {key} = {settings.get(key)}, the recipe says {getattr(data, key)}",
+                where=file,
+                fix="set it back in the recipe, or delete the split file for a new division",
+            )
+    return assignments
+
+
+def keep(file: Path, data, names: Sequence[str], assigned: Sequence[str]) -> None:
+    """Write the split file, or append pictures it does not know; what it holds is never changed."""
+    old = kept(file, data)
+    assignments = {**dict(zip(names, assigned, strict=True)), **old}
+    if assignments == old:
+        return
+    content = {
+        "about": "which split each picture belongs to; written once, pictures added later are appended",
+        "settings": {key: getattr(data, key) for key in SETTINGS},
+        "assignments": dict(sorted(assignments.items())),
+    }
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        fresh.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        fresh.replace(file)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise SplitError(
+            f"the split file cannot be written: {error.strerror}",
+            where=file,
+            fix="give data.test, or make it writable",
+        ) from error

@@ -4,6 +4,7 @@ A data set is a module ``pipeline/datasets/<name>.py`` with
 
     SPEC    {"name", "summary", "needs": keys of [data] without which it cannot load, "uses": keys it reads,
              "shape": (H, W, C) or None when the recipe says, "classes": number or None, "address"}
+    seen(recipe) -> what is there to be read, as plain JSON; it changes when the files do and is quick
     load(recipe, *, progress) -> {
         "splits": {"train" | "val" | "test":
                    {"pixels": (N, H, W, C) uint8, "labels": (N,) int64, "names" (folder only): (N,) str}},
@@ -13,6 +14,7 @@ A data set is a module ``pipeline/datasets/<name>.py`` with
 ``progress(list, label)`` hands the list through while showing how far it is.
 """
 
+import hashlib
 import json
 from importlib import import_module
 from pathlib import Path
@@ -29,16 +31,13 @@ def run(ctx) -> None:
     loaded = module.load(ctx.recipe, progress=ctx.progress)
     splits, labels = loaded["splits"], loaded["labels"]
     write(ctx.folder, module.SPEC["name"], loaded, resize=data.resize)
-    for name in SPLITS:
-        ctx.metric(f"pictures_{name}", len(splits[name]["labels"]), "trained", unit="pictures")
-
     shared = in_two_splits(splits)
     ctx.gate(
         "no picture in two splits",
         not shared,
         "every picture's pixels are in one split only"
         if not shared
-        else f"{len(shared)} picture(s) in two splits: " + "; ".join(f"{a} = {b}" for a, b in shared[:10]),
+        else f"{len(shared)} picture(s) in two splits: " + "; ".join(f"{a} is {b}" for a, b in shared[:10]),
         fix="remove one of each pair or put both in the same split: a test that was trained on is no test",
         shared=len(shared),
     )
@@ -59,6 +58,10 @@ def write(folder: Path, name: str, loaded: dict, *, resize: str) -> None:
         np.savez(folder / f"{split}.npz", **splits[split])
     height, width, channels = splits["train"]["pixels"].shape[1:]
     color = "gray" if channels == 1 else "rgb"
+    repeated = {
+        split: len(splits[split]["labels"]) - len({_digest(picture) for picture in splits[split]["pixels"]})
+        for split in SPLITS
+    }
     description = {
         "name": name,
         "labels": labels,
@@ -67,6 +70,7 @@ def write(folder: Path, name: str, loaded: dict, *, resize: str) -> None:
         "counts_per_class": {
             split: np.bincount(splits[split]["labels"], minlength=len(labels)).tolist() for split in SPLITS
         },
+        "repeated_within_split": repeated,
         "provenance": loaded["provenance"],
         "preprocess": {"size": [height, width], "color": color, "resize": resize},
     }
@@ -87,10 +91,14 @@ def in_two_splits(splits: dict) -> list[tuple[str, str]]:
         names = arrays.get("names")
         for index, picture in enumerate(arrays["pixels"]):
             title = f"{split}:{index if names is None else names[index]}"
-            first = seen.setdefault(picture.tobytes(), (split, title))
+            first = seen.setdefault(_digest(picture), (split, title))
             if first[0] != split:
                 shared.append((first[1], title))
     return shared
+
+
+def _digest(picture: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(picture), digest_size=16).digest()
 
 
 def classes_absent(splits: dict, labels: list[str]) -> list[str]:

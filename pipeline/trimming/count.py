@@ -12,11 +12,11 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 def count(model: nn.Module, input_shape: tuple[int, ...]) -> dict:
     """{"macs", "parameters", "layers": [{"name", "macs", "parameters", "out_channels"}]}; input (C, H, W).
 
-    MACs are the multiplications by weights of convolutions and linear layers for one picture, in the order they
-    run; a layer that runs twice counts twice. Additions of biases, BatchNorm (folded away before hardware),
-    pooling and activations are none. "parameters" of the network is everything that is trained, BatchNorm's
-    scale and shift included; a layer's are its own weights and biases. Works on float networks and on Brevitas
-    ones; leaves mode and state of the model as they were.
+    MACs are the multiplications by weights of convolutions and linear layers for one picture, layers in the
+    order they run; a layer that runs twice counts twice. Additions of biases, BatchNorm (folded away before
+    hardware), pooling and activations are none. "parameters" of the network is everything that is trained,
+    BatchNorm's scale and shift included; a layer's are its own weights and biases. Works on float networks
+    and on Brevitas ones; leaves mode and state of the model as they were.
     """
     layers: dict[str, dict] = {}
 
