@@ -1,0 +1,348 @@
+"""A prepared QONNX graph and its plan become a Vitis HLS project: hls4ml's C++ plus our AXI4-Stream wrapper.
+
+The only module that imports hls4ml, and it insists on the one version whose behavior is known: hls4ml accepts
+``bit_exact`` for ONNX and ignores it, corrects reuse factors silently and falls back to default types. So every type is
+derived here from :mod:`hls.numerics`, and what hls4ml made of it is read back and checked before anything is written.
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import math
+import re
+import shutil
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from boards.errors import SlimgateError
+from hls.graph import data_tensors, input_shape
+from hls.numerics import Analysis, Fixed, quantizer_of
+
+HLS4ML_VERSION = "1.3.0"
+PROJECT = "network"
+BEAT_BYTES = 8
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+class ConvertError(SlimgateError):
+    """hls4ml did not make of the network what was asked."""
+
+    exit_code = 1
+
+
+def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -> dict:
+    """Write the project for a prepared graph into ``folder``; return the wire description (``io.json``).
+
+    ``folder/firmware`` holds hls4ml's C++ with the weights inside, ``folder`` the wrapper, ``layers.json`` which stream
+    carries which tensor, ``hls.tcl`` what Vitis HLS runs. Deterministic: equal input gives equal bytes.
+    """
+    installed = version("hls4ml")
+    if installed != HLS4ML_VERSION:
+        raise ConvertError(f"hls4ml {installed} is installed; its types and rules were proven for {HLS4ML_VERSION}",
+                           where="hls/convert.py", fix=f"pip install hls4ml=={HLS4ML_VERSION}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.redirect_stdout(io.StringIO()) as log, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = _to_hls4ml(model, analysis, plan, part, folder)
+    layers = _check(graph, model, analysis, plan)
+    _set_fifo_depths(graph, plan)
+    with contextlib.redirect_stdout(log), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph.write()
+    _keep_only_firmware(folder)
+    _check_weight_files(graph, folder)
+    (folder / "layers.json").write_text(json.dumps(layers, indent=1) + "\n")
+    return _write_wrapper(graph, model, analysis, plan, part, folder)
+
+
+# --------------------------------------------------------------------------- hls4ml
+
+
+def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
+    import hls4ml
+
+    _install_dense_results()
+    _dense_results.clear()
+    for node in model.graph.node:
+        if node.op_type == "MatMul":
+            users = model.find_consumers(node.output[0]) or []
+            last = users[0] if len(users) == 1 and users[0].op_type == "Add" and _is_dense_bias(model, users[0]) else node
+            _dense_results[f"Dense_{node.name}"] = analysis.tensors[last.output[0]].precision()
+    config = {
+        "Model": {"Precision": {"default": "fixed<62,31>"}, "ReuseFactor": 1, "Strategy": plan["strategy"]},
+        "LayerName": _layer_config(model, analysis, plan),
+    }
+    try:
+        return hls4ml.converters.convert_from_onnx_model(
+            _without_input_quantizer(model), output_dir=str(folder), project_name=PROJECT, backend="Vitis",
+            io_type="io_stream", hls_config=config, part=part, clock_period=1000 / plan["clock_mhz"],
+            write_weights_txt=False)
+    except Exception as error:  # hls4ml raises bare Exception, AssertionError, KeyError, ... for what it cannot convert
+        raise ConvertError(f"hls4ml {HLS4ML_VERSION} cannot convert this network: {type(error).__name__}: {error}",
+                           where=folder, fix="run slimgate with --debug and report the network") from error
+
+
+#: Result types of dense layers, read by the pass below while a conversion runs.
+_dense_results: dict[str, str] = {}
+
+
+def _install_dense_results() -> None:
+    """Teach hls4ml to give a dense layer its derived result type *after* its bias was fused into it.
+
+    hls4ml fuses a bias only into a layer without a result type, and then infers a needlessly wide one.
+    """
+    from hls4ml.model.flow import update_flow
+    from hls4ml.model.layers import BatchNormalization, Dense
+    from hls4ml.model.optimizer import OptimizerPass, get_available_passes, register_pass
+
+    class GiveDenseResults(OptimizerPass):
+        def match(self, node):
+            if not isinstance(node, Dense) or node.name not in _dense_results:
+                return False
+            if any(isinstance(user, BatchNormalization) for user in node.get_output_nodes()):
+                return False  # the bias is not fused yet
+            return node.get_output_variable().type.precision != self._wanted(node)
+
+        def transform(self, model, node):
+            node.get_output_variable().type.precision = self._wanted(node)
+            return False
+
+        @staticmethod
+        def _wanted(node):
+            return node.model.config.backend.convert_precision_string(_dense_results[node.name])
+
+    if "slimgate_give_dense_results" not in get_available_passes():
+        register_pass("slimgate_give_dense_results", GiveDenseResults)
+        update_flow("convert", add_optimizers=["slimgate_give_dense_results"])
+
+
+def _without_input_quantizer(model):
+    """The host quantises: codes arrive on the input quantiser's grid, so the Quant node would be a wire."""
+    model = copy.deepcopy(model)
+    name = model.graph.input[0].name
+    first = model.find_consumers(name)
+    if len(first) != 1 or first[0].op_type != "Quant":
+        raise ConvertError("the network's input does not go through exactly one quantiser", where=f"input {name}",
+                           fix="put one Brevitas QuantIdentity in front of the network")
+    for node in model.graph.node:
+        for index, source in enumerate(node.input):
+            if source == first[0].output[0]:
+                node.input[index] = name
+    model.graph.node.remove(first[0])
+    used = {name for node in model.graph.node for name in node.input}
+    for unused in [i for i in model.graph.initializer if i.name not in used]:
+        model.graph.initializer.remove(unused)
+    return model
+
+
+def _layer_config(model, analysis: Analysis, plan: dict) -> dict:
+    """hls4ml's per-layer settings, under the node's name and the names its passes will give it.
+
+    A result that only feeds a quantiser is left to hls4ml ('auto'), which then merges the two into one process; every
+    other result gets the smallest type that holds all its values.
+    """
+    reuse = {row["name"]: row["reuse_factor"] for row in plan["layers"]}
+    name = model.graph.input[0].name
+    settings = {name: {"Precision": {"result": analysis.tensors[model.find_consumer(name).output[0]].precision()}}}
+    moving = data_tensors(model)
+    for node in model.graph.node:
+        if node.output[0] not in moving or node.op_type == "Quant":
+            continue
+        precision = {"result": analysis.tensors[node.output[0]].precision()}
+        users = model.find_consumers(node.output[0]) or []
+        merges = node.op_type in ("Conv", "MatMul", "Relu") and len(users) == 1 and users[0].op_type == "Quant"
+        bias = node.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add"
+        if merges or bias or (node.op_type == "Add" and _is_dense_bias(model, node)):
+            precision["result"] = "auto"
+        if node.name in analysis.accumulators:
+            precision["accum"] = analysis.accumulators[node.name].precision()
+        elif node.op_type == "MaxPool":
+            precision["accum"] = precision["result"]
+        entry = {"Precision": precision}
+        if node.name in reuse:
+            entry |= {"ReuseFactor": reuse[node.name], "Strategy": plan["strategy"]}
+        for prefix in {"Conv": ("", "Conv2D_"), "MatMul": ("", "Dense_"), "Add": ("", "bn_")}.get(node.op_type, ("",)):
+            settings[prefix + node.name] = entry
+    return settings
+
+
+def _is_dense_bias(model, node) -> bool:
+    producer = model.find_producer(node.input[0])
+    return producer is not None and producer.op_type == "MatMul" and node.input[1] not in data_tensors(model)
+
+
+def _tensor_of(name: str) -> str:
+    """The graph's tensor behind an hls4ml output; Clone appends _cpy1, _cpy2, ..."""
+    return re.sub(r"_cpy\d+$", "", name)
+
+
+def _fixed_of(precision) -> tuple[int, int, int]:
+    """(lsb, lowest code, highest code) of an hls4ml precision."""
+    width = precision.width
+    low = -(1 << (width - 1)) if precision.signed else 0
+    return getattr(precision, "integer", width) - width, low, (1 << (width - bool(precision.signed))) - 1
+
+
+def _holds(precision, wanted: Fixed) -> bool:
+    lsb, low, high = _fixed_of(precision)
+    if lsb > wanted.lsb:
+        return False
+    fine = wanted.at(lsb)
+    return low <= fine.min and fine.max <= high
+
+
+def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
+    """Read back every type, reuse factor and weight; return one row per layer (name, tensor, stream, type)."""
+    quantizers = {n.output[0]: quantizer_of(model, n) for n in model.graph.node
+                  if n.op_type == "Quant" and n.output[0] not in analysis.constants}
+    planned = {row["name"]: row["reuse_factor"] for row in plan["layers"]}
+    done, rows = set(), []
+    written = {_tensor_of(layer.outputs[0]) for layer in graph.get_layers()}
+    for layer in graph.get_layers():
+        variable = layer.get_output_variable()
+        precision = variable.type.precision
+        # padding adds zeros, which every grid has: it carries its input
+        tensor = _tensor_of(layer.inputs[0] if layer.class_name.startswith("ZeroPadding") else layer.outputs[0])
+        source = layer.name.removeprefix("Conv2D_").removeprefix("Dense_")
+        if tensor == model.graph.input[0].name:
+            tensor = model.find_consumer(tensor).output[0]
+        users = model.find_consumers(tensor) or []
+        if len(users) == 1 and users[0].op_type == "Add" and _is_dense_bias(model, users[0]):
+            tensor = users[0].output[0]  # hls4ml fused the bias into the dense layer
+            users = model.find_consumers(tensor) or []
+        if len(users) == 1 and users[0].output[0] in quantizers and users[0].output[0] not in written:
+            tensor = users[0].output[0]  # hls4ml merged the quantiser into this layer
+        if tensor not in analysis.tensors:
+            raise ConvertError(f"hls4ml made a layer {layer.name} ({layer.class_name}) that has no counterpart in the graph",
+                               where=f"tensor {tensor}", fix="report the network: this pass of hls4ml is not known here")
+        _check_result(layer, precision, tensor, analysis.tensors[tensor], quantizers.get(tensor))
+        if source in planned:
+            done.add(source)
+            _check_arithmetic(layer, source, planned[source], analysis)
+        elif "accum_t" in layer.types and not _holds(layer.types["accum_t"].precision, analysis.tensors[tensor]):
+            raise ConvertError(f"layer {layer.name}: type {layer.types['accum_t'].precision} is too narrow", where=tensor)
+        rows.append({"name": source, "class": layer.class_name, "tensor": tensor, "stream": variable.name,
+                     "shape": [int(s) for s in variable.shape], "precision": str(precision),
+                     "reuse_factor": int(layer.get_attr("reuse_factor") or 1) if source in planned else None})
+    missing = sorted(set(planned) - done)
+    if missing:
+        raise ConvertError(f"hls4ml dropped layer {missing[0]}", where="hls4ml's layer list")
+    return rows
+
+
+def _check_result(layer, precision, tensor: str, wanted: Fixed, quantizer) -> None:
+    if quantizer is not None and layer.class_name in ("Activation", "Conv2D", "PointwiseConv2D", "Dense"):
+        lsb, low, high = _fixed_of(precision)
+        rounding = {"ROUND": "RND_CONV", "FLOOR": "TRN"}[quantizer.rounding]
+        narrow = quantizer.lo == -quantizer.hi and quantizer.lo < 0
+        saturation = "SAT_SYM" if narrow else "SAT"
+        same = (lsb == quantizer.lsb and high == quantizer.hi and (low == quantizer.lo or narrow)
+                and precision.rounding_mode.name == rounding and precision.saturation_mode.name == saturation)
+        if not same:
+            raise ConvertError(f"layer {layer.name} quantises to {precision}, the network to codes "
+                               f"{quantizer.lo}..{quantizer.hi} on 2**{quantizer.lsb} by {quantizer.rounding}", where=tensor)
+    elif not _holds(precision, wanted):
+        raise ConvertError(f"layer {layer.name} writes {precision}, which cannot hold {wanted.min}..{wanted.max} on "
+                           f"2**{wanted.lsb}", where=tensor)
+
+
+def _check_arithmetic(layer, source: str, reuse_factor: int, analysis: Analysis) -> None:
+    if layer.get_attr("reuse_factor") != reuse_factor:
+        raise ConvertError(f"hls4ml changed the reuse factor {reuse_factor} to {layer.get_attr('reuse_factor')}",
+                           where=f"layer {source}", fix="the plan must use legal reuse factors only")
+    accumulator = layer.types["accum_t"].precision
+    if not _holds(accumulator, analysis.accumulators[source]):
+        wanted = analysis.accumulators[source]
+        raise ConvertError(f"its accumulator {accumulator} cannot hold every partial sum ({wanted.min}..{wanted.max} on "
+                           f"2**{wanted.lsb})", where=f"layer {source}")
+    for weights in layer.get_weights():
+        codes = np.ldexp(np.asarray(weights.data, np.float64), -_fixed_of(weights.type.precision)[0])
+        lsb, low, high = _fixed_of(weights.type.precision)
+        if np.any(codes != np.round(codes)) or codes.min() < low or codes.max() > high:
+            raise ConvertError(f"{weights.name} does not fit its type {weights.type.precision}", where=f"layer {source}")
+
+
+def _check_weight_files(graph, folder: Path) -> None:
+    """hls4ml prints weights as decimals: they must read back as exactly the numbers they were."""
+    for weights in graph.get_weight_variables():
+        text = (folder / "firmware" / "weights" / f"{weights.name}.h").read_text()
+        body = re.search(r"=\s*\{(.*?)\}\s*;", text, re.S)
+        printed = np.array([float(v) for v in body.group(1).split(",")]) if body else np.zeros(0)
+        if not np.array_equal(printed, np.ravel(np.asarray(weights.data, np.float64))):
+            raise ConvertError(f"weights/{weights.name}.h does not read back as the network's weights", where=folder)
+
+
+def _set_fifo_depths(graph, plan: dict) -> None:
+    whole = set(plan["fifo"]["whole_map"])
+    for layer in graph.get_layers():
+        inside = _tensor_of(layer.inputs[0] if layer.class_name.startswith("ZeroPadding") else layer.outputs[0]) in whole
+        for variable in layer.variables.values():
+            if isinstance(getattr(variable, "pragma", None), tuple) and variable.pragma[0] == "stream":
+                tokens = math.prod(variable.shape[:-1])
+                variable.pragma = ("stream", max(2, tokens if inside else min(tokens, plan["fifo"]["chain_depth"])))
+
+
+def _keep_only_firmware(folder: Path) -> None:
+    """hls4ml's test bench, bridge and Tcl carry a random stamp and are not used; ours stand in their place."""
+    for path in folder.iterdir():
+        if path.name != "firmware":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+# --------------------------------------------------------------------------- wrapper
+
+
+def container_bytes(bits: int) -> int:
+    """The smallest of 1, 2, 4, 8 bytes that holds a code."""
+    return next(size for size in (1, 2, 4, 8) if bits <= 8 * size)
+
+
+def _write_wrapper(graph, model, analysis: Analysis, plan: dict, part: str, folder: Path) -> dict:
+    input_type = graph.get_input_variables()[0].type.precision
+    result = graph.get_output_variables()[0]
+    precision, shape = result.type.precision, [int(s) for s in result.shape]
+    lsb, low, high = _fixed_of(precision)
+    in_shape, in_bytes, out_bytes = input_shape(model), container_bytes(input_type.width), container_bytes(precision.width)
+    if BEAT_BYTES % in_bytes or not _holds(precision, analysis.tensors[model.graph.output[0].name]):
+        raise ConvertError("the output type does not hold the network's outputs", where=str(precision))
+    values = {
+        "project": PROJECT, "part": part, "clock_period_ns": 1000 / plan["clock_mhz"],
+        "in_shape": list(in_shape), "out_count": math.prod(shape),
+        "in_container_bits": 8 * in_bytes, "in_tokens": math.prod(in_shape[:-1]), "in_channels": in_shape[-1],
+        "out_container_bits": 8 * out_bytes, "out_tokens": math.prod(shape[:-1]), "out_channels": shape[-1],
+        "out_signed": bool(precision.signed), "samples_in_flight": 4 + 2 * len(graph.get_layers()),
+    }
+    render(("slimgate_axis.h", "slimgate_axis.cpp", "hls.tcl"), values, folder)
+    beats = lambda count, size: -(-count * size // BEAT_BYTES)  # noqa: E731
+    return {
+        "beat_bytes": BEAT_BYTES,
+        "input": {"shape": list(in_shape), "bits": input_type.width, "signed": bool(input_type.signed),
+                  "container_bytes": in_bytes, "scale_log2": _fixed_of(input_type)[0],
+                  "beats": beats(math.prod(in_shape), in_bytes)},
+        "output": {"shape": shape, "bits": precision.width, "signed": bool(precision.signed),
+                   "container_bytes": out_bytes, "scale_log2": lsb, "beats": beats(math.prod(shape), out_bytes)},
+        "design_digest": digest(folder),
+    }
+
+
+def render(names, values: dict, folder: Path) -> None:
+    """Render templates ``<name>.j2``; an undefined variable is an error."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
+                                     keep_trailing_newline=True, autoescape=False)
+    for name in names:
+        (folder / name).write_text(environment.get_template(f"{name}.j2").render(values))
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over every file of the project, names included: the identity a board must answer with."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return total.hexdigest()
