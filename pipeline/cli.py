@@ -152,7 +152,7 @@ def _status(args) -> int:
     table = Table("stage", "state", "seconds", "key", title=f"{folder} (last: {last['started']})", title_justify="left")
     for stage in run.stages.values():
         state, key = run.state(stage)
-        manifest = run.manifest(stage.name) or {}
+        manifest = run.manifest(run.path(stage.name)) or {}
         if (folder / "failed" / stage.name).is_dir():
             state += f"; failed, see {folder / 'failed' / stage.name}"
         table.add_row(stage.name, state, f"{manifest['seconds']:.1f}" if manifest else "-", key[:12] or "-")

@@ -30,8 +30,8 @@ class RecipeError(SlimgateError):
     """The recipe is not one; ``problems`` holds one "where: what" line each."""
 
     def __init__(self, problems: list[str], *, where: object = None, fix: str | None = None):
-        what = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems in the recipe:", *problems])
-        super().__init__(what, where=where, fix=fix)
+        title = f"{len(problems)} problems in the recipe:"
+        super().__init__(problems[0] if len(problems) == 1 else "\n  ".join([title, *problems]), where=where, fix=fix)
         self.problems = problems
 
 

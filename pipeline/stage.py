@@ -551,14 +551,18 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def full(error: BaseException, folder: Path) -> bool:
-    """Whether an error comes from a full disk. Libraries hide that in errors of their own, so the disk is asked too."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def says_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is the system's own word for a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        seen = seen.__cause__ or seen.__context__
-    return not isinstance(error, gates.GateFailed) and shutil.disk_usage(folder).free < 1 << 16
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full(error: Exception, folder: Path) -> bool:
+    """Whether a stage failed on a full disk: libraries hide that in errors of their own, so the disk is asked too."""
+    return says_full(error) or (not isinstance(error, gates.GateFailed) and shutil.disk_usage(folder).free < 1 << 16)
 
 
 def disk_full(folder: Path) -> StorageError:
@@ -577,7 +581,7 @@ def storage_errors(folder: Path):
         yield
     except OSError as error:
         absolute = folder.absolute()
-        if full(error, next(parent for parent in (absolute, *absolute.parents) if parent.exists())):
+        if says_full(error):
             raise disk_full(absolute) from error
         where = Path(error.filename).absolute() if isinstance(error.filename, str) else absolute
         if absolute not in (where, *where.parents) and where not in absolute.parents:
