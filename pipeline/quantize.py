@@ -92,6 +92,7 @@ def quantize(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    weight_decay: float = 0.0,
     patience: int | None = None,
     augment: str = "none",
     progress: Callable = lambda items, label: items,
@@ -108,7 +109,7 @@ def quantize(
     calibrate(quantized, pixels[order], bits["input"])
     history = fit(
         quantized, train, val, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        augment=augment, bits=bits["input"], seed=seed, patience=patience, progress=progress, label="quantize",
+        weight_decay=weight_decay, augment=augment, bits=bits["input"], seed=seed, patience=patience, progress=progress, label="quantize",
     )  # fmt: skip
     return quantized, history
 
