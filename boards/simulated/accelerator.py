@@ -1,9 +1,9 @@
 """The compiled HLS design in a process of its own: beats in, beats out.
 
-The process is given one file, the shared library built by C simulation. Once that is mapped it lowers its own limit of
-open files to the three pipes it already holds, so it *cannot* open anything afterwards: not the golden vectors, not the
-package. Its state (half a sample in a stream, static line buffers) lives until the process is restarted, as the state of
-an accelerator lives until the overlay is loaded again.
+The process (serve.py) is given one file, the shared library built by C simulation. Once that is mapped it lowers its
+own limit of open files to the three pipes it already holds, so it *cannot* open anything afterwards: not the golden
+vectors, not the package. Its state (half a sample in a stream, static line buffers) lives until the process is
+restarted, as the state of an accelerator lives until the overlay is loaded again.
 
 The library's C interface, written by ``hls/templates``::
 
@@ -14,19 +14,13 @@ The library's C interface, written by ``hls/templates``::
 """
 
 import contextlib
-import ctypes
-import resource
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 from boards.errors import SlimgateError
-
-ABI_VERSION = 1
-BEAT_BYTES = 8
-_REQUEST = struct.Struct("<q")
-_REPLY = struct.Struct("<q")
+from boards.simulated import serve
+from boards.simulated.serve import BEAT_BYTES
 
 
 class AcceleratorError(SlimgateError):
@@ -56,10 +50,10 @@ class Accelerator:
                 fix="run the csim stage again; the simulated board has nothing else to compute with",
             )
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(self.library.resolve())],
+            [sys.executable, "-I", "-S", serve.__file__, str(self.library.resolve())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
         )
-        identity = self._read(_REPLY.unpack(self._read(_REPLY.size))[0])
+        identity = self._read(serve.COUNT.unpack(self._read(serve.COUNT.size))[0])
         self.identity = identity.decode("ascii")
 
     def transfer(self, data: bytes) -> tuple[bytes, bytes, bytes]:
@@ -69,11 +63,11 @@ class Accelerator:
         if self._process is None:
             raise AcceleratorError("the accelerator's process is closed", where=self.library)
         try:
-            self._process.stdin.write(_REQUEST.pack(len(data) // BEAT_BYTES) + data)
+            self._process.stdin.write(serve.COUNT.pack(len(data) // BEAT_BYTES) + data)
             self._process.stdin.flush()
         except BrokenPipeError:
             self._died()
-        beats = _REPLY.unpack(self._read(_REPLY.size))[0]
+        beats = serve.COUNT.unpack(self._read(serve.COUNT.size))[0]
         return self._read(beats * BEAT_BYTES), self._read(beats), self._read(beats)
 
     @property
@@ -110,48 +104,3 @@ class Accelerator:
             where=self.library,
             fix="run the csim stage again; if it repeats, the generated C++ itself crashes",
         )
-
-
-def _forbid_opening_files() -> None:
-    """Allow no descriptor beyond stdin, stdout and stderr: every later open() fails with EMFILE."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-
-
-def _serve(path: str) -> int:
-    try:
-        library = ctypes.CDLL(path)
-        library.slimgate_identity.restype = ctypes.c_char_p
-        library.slimgate_abi_version.restype = ctypes.c_uint32
-        library.slimgate_transfer.restype = ctypes.c_long
-        version, identity = library.slimgate_abi_version(), library.slimgate_identity()
-    except (OSError, AttributeError) as error:
-        sys.stderr.write(f"not a compiled slimgate design: {error}")
-        return 3
-    if version != ABI_VERSION:
-        sys.stderr.write(f"interface version {version}, this program speaks {ABI_VERSION}")
-        return 3
-    _forbid_opening_files()
-    read, write = sys.stdin.buffer, sys.stdout.buffer
-    write.write(_REPLY.pack(len(identity)) + identity)
-    write.flush()
-    while header := read.read(_REQUEST.size):
-        beats = _REQUEST.unpack(header)[0]
-        data = read.read(beats * BEAT_BYTES)
-
-        capacity, made, reply = beats + 4096, beats + 4096, [b"", b"", b""]
-        out, last, keep = ((ctypes.c_uint8 * n)() for n in (capacity * BEAT_BYTES, capacity, capacity))
-        while made == capacity:  # what did not fit waits in the output stream: ask again, feeding nothing
-            made = library.slimgate_transfer(
-                data, ctypes.c_long(beats), out, last, keep, ctypes.c_long(capacity)
-            )
-            data, beats = b"", 0
-            reply[0] += bytes(out)[: made * BEAT_BYTES]
-            reply[1] += bytes(last)[:made]
-            reply[2] += bytes(keep)[:made]
-        write.write(_REPLY.pack(len(reply[1])) + b"".join(reply))
-        write.flush()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_serve(sys.argv[1]))
