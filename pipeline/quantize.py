@@ -109,7 +109,8 @@ def quantize(
     calibrate(quantized, pixels[order], bits["input"])
     history = fit(
         quantized, train, val, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        weight_decay=weight_decay, augment=augment, bits=bits["input"], seed=seed, patience=patience, progress=progress, label="quantize",
+        weight_decay=weight_decay, augment=augment, bits=bits["input"], seed=seed, patience=patience,
+        progress=progress, label="quantize",
     )  # fmt: skip
     return quantized, history
 
