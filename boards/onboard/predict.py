@@ -31,35 +31,42 @@ def _load_run():
 run = _load_run()
 
 
+MAX_PIXELS = 64_000_000
+
+
 def load_picture(path, size, color, resize):
     """Pixels of a picture, uint8 (H, W, C), by the rule of training. Stop(2) names a picture that does not serve.
 
-    Turned upright as its EXIF says; what is transparent is laid on black; then mode RGB ("rgb") or L ("gray"); then
-    resized to ``size`` = [H, W] with the named Pillow filter where the size differs. Pictures of more than 8 bits per
-    channel are refused: there is no one way to make them 8 bits.
+    Turned upright as its EXIF says; where there is transparency, pasted over black; then mode RGB ("rgb") or L
+    ("gray"); then resized to ``size`` = [H, W] with the named Pillow filter where the size differs. Refused: several
+    frames, and more than 8 bits per channel, for there is no one way to make them 8 bits.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(str(path)) as picture:
-            picture.load()
-            if picture.mode.startswith("I") or picture.mode == "F":
-                raise run.Stop(run.WRONG_INPUT, "picture", "%s has more than 8 bits per channel (mode %s); convert it"
-                               " to 8 bits first" % (path, picture.mode))  # fmt: skip
-            upright = ImageOps.exif_transpose(picture)
-            if "transparency" in upright.info or upright.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-                layer = upright.convert("RGBA")
-                upright = Image.new("RGBA", layer.size, (0, 0, 0, 255))
-                upright.alpha_composite(layer)
-            upright = upright.convert("RGB" if color == "rgb" else "L")
+            if picture.format in ("EPS", "WMF"):
+                raise ValueError("%s is a drawing, not a picture" % picture.format)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError("%d x %d pixels, more than %d" % (picture.width, picture.height, MAX_PIXELS))
+            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+                raise ValueError("%d frames in one file" % picture.n_frames)
+            if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+                raise ValueError("more than 8 bits per pixel (mode %s); convert it to 8 bits first" % picture.mode)
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+                solid = picture.convert("RGBA")
+                picture = Image.new("RGB", solid.size)
+                picture.paste(solid, mask=solid)
+            picture = picture.convert("RGB" if color == "rgb" else "L")
             height, width = size
-            if upright.size != (width, height):
-                filters = getattr(Image, "Resampling", Image)
-                upright = upright.resize((width, height), getattr(filters, resize.upper()))
-            pixels = np.asarray(upright, np.uint8)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise run.Stop(run.WRONG_INPUT, "picture", "%s cannot be read as a picture: %s" % (path, error)) from None
-    return pixels.reshape(height, width, 3 if color == "rgb" else 1)
+            if picture.size != (width, height):
+                filters = getattr(Image, "Resampling", Image)  # Pillow before 9.1 has them in Image itself
+                picture = picture.resize((width, height), getattr(filters, resize.upper()))
+            return np.array(picture, dtype=np.uint8).reshape(height, width, 3 if color == "rgb" else 1)
+    except Exception as error:  # noqa: BLE001 - decoders meet damaged files with a dozen kinds of exception
+        text = "%s cannot be read as a picture: %s" % (path, error or type(error).__name__)
+        raise run.Stop(run.WRONG_INPUT, "picture", text) from None
 
 
 def to_codes(pixels, input_bits):

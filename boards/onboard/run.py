@@ -4,8 +4,8 @@
     sudo -E python3 run.py --package . --out result.json
 
 One file of stdlib + numpy + pynq, Python 3.10. It checks the package's hashes, loads the overlay, checks that the
-design in the device is the package's, warms up, runs single samples and then the whole set as a stream, and writes a result
-(result.schema.json) and the raw output codes (*.codes.npy).
+design in the device is the package's, warms up, runs single samples and then the whole set as a stream, and writes a
+result (result.schema.json) and the raw output codes (*.codes.npy).
 
 Exit codes: 0 every code equal; 1 a code, a length or a count differs; 2 wrong package or wrong board; 3 the board or
 its DMA failed.

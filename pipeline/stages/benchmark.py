@@ -1,8 +1,8 @@
 """Run the package on a board at a place and hold every output code against the golden vectors."""
 
 from boards.onboard.run import canonical, write_whole
+from boards.package import open_package
 from boards.session import open_session
-from pipeline.package import open_package
 
 
 def run(ctx) -> None:
@@ -18,8 +18,7 @@ def run(ctx) -> None:
         digest, simulated = package.manifest["design_digest"], session.simulated
     error = result.get("error", {})
     detail = error.get("text", f"{ctx.board.name} at {ctx.place}")
-    ctx.gate("board ran to the end", result["status"] != "error", detail,
-             fix="codes: 1 a length differs, 2 wrong package or board, 3 board or DMA trouble", **_code(error))  # fmt: skip
+    ctx.gate("board ran to the end", result["status"] != "error", detail, **_code(error))
     if simulated:
         _drop_times(ctx, result, out)
     evidence, name = result["evidence"], result["device"]["name"]
@@ -52,6 +51,7 @@ def run(ctx) -> None:
 
 
 def _code(error: dict) -> dict:
+    """The exit code of a failed run: 1 a length differs, 2 wrong package or board, 3 board or DMA trouble."""
     return {"code": error["code"]} if error else {}
 
 

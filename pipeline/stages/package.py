@@ -1,6 +1,7 @@
 """Put what a board needs into one folder and one archive."""
 
-from pipeline.package import build_package, open_package, pack, read_json
+from boards.package import open_package, read_json
+from pipeline.package import build_package, pack
 
 
 def run(ctx) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from boards import board as boards_board
+from boards import package as opening
 from boards.onboard import run as onboard
-from pipeline import package as packages
+from pipeline import package as building
 
 SOURCE = Path(__file__).with_name("toy_design.cpp")
 DIGEST = "0123456789abcdef" * 4
@@ -56,7 +57,7 @@ def write_golden(folder: Path, count: int = 40, **changed) -> Path:
     return folder / "golden.npz"
 
 
-def build(folder: Path, board: str = "pynq-z2", library: Path | None = None, **changed) -> packages.Package:
+def build(folder: Path, board: str = "pynq-z2", library: Path | None = None, **changed) -> opening.Package:
     """A package around the toy design in ``folder``/package."""
     parts = {
         "name": "toy", "board": boards_board.load(board), "wire": WIRE, "library": library or compile_toy(),
@@ -64,12 +65,12 @@ def build(folder: Path, board: str = "pynq-z2", library: Path | None = None, **c
     }  # fmt: skip
     parts |= changed
     parts["golden"] = parts["golden"] or write_golden(folder)
-    return packages.build_package(folder / "package", **parts)
+    return building.build_package(folder / "package", **parts)
 
 
 def reseal(folder: Path) -> None:
     """Make the manifest agree with whatever the files are now: the fault then lies behind the hashes."""
-    manifest = packages.read_json(folder / "manifest.json")
+    manifest = opening.read_json(folder / "manifest.json")
     for name in manifest["files"]:
         data = (folder / name).read_bytes()
         manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
