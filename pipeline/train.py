@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,10 @@ from boards.errors import SlimgateError
 from pipeline.golden import PIXEL_BITS
 
 EVALUATION_BATCH = 256
+# Below so many input values a batch is too little work to share: threads that wait for each other made the digits
+# eight times slower on two busy cores. The number of threads also decides the order of float sums, so it is fixed
+# by the size of the pictures and the machine, not by chance.
+SHARED_WORK = 100_000
 
 
 class CheckpointError(SlimgateError):
@@ -39,6 +44,14 @@ def read_split(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
 def to_values(pixels: torch.Tensor, bits: int = PIXEL_BITS, dtype=torch.float32) -> torch.Tensor:
     """uint8 pixels to the values in [0, 1) that the network sees with ``bits`` input bits."""
     return (pixels >> (PIXEL_BITS - bits)).to(dtype) * 2.0**-bits
+
+
+def set_threads(picture_values: int, batch_size: int = 64) -> int:
+    """Let torch use one thread for small pictures, every core we may use for larger ones; returns how many."""
+    small = picture_values * batch_size < SHARED_WORK
+    threads = 1 if small else len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    return threads
 
 
 def seed_everything(seed: int) -> None:
@@ -106,6 +119,7 @@ def fit(
     Same arguments on the same machine with as many threads give identical weights. Raises TrainingDiverged.
     """
     seed_everything(seed)
+    set_threads(train[0][0].numel())
     generator = torch.Generator().manual_seed(seed)
     pixels, labels = train
     # Decaying a scale or a bias pulls it towards an arbitrary value; only weights are decayed.

@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline import models
 from pipeline.statistics import wilson
-from pipeline.train import evaluate, load_state, read_split, read_state
+from pipeline.train import evaluate, load_state, read_split, read_state, set_threads
 from pipeline.trimming.count import count
 
 
@@ -15,6 +15,7 @@ def read_data(folder: Path) -> dict:
     """{"input_shape": (C, H, W), "classes": K, "train" | "val" | "test": (pixels NCHW uint8, labels)}."""
     description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     height, width, channels = description["shape"]
+    set_threads(height * width * channels)
     splits = {name: read_split(folder / f"{name}.npz") for name in ("train", "val", "test")}
     return {"input_shape": (channels, height, width), "classes": len(description["labels"]), **splits}
 
