@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("package", type=Path, metavar="PACKAGE", help="a package folder or package.tar.gz")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files")
     predict.add_argument("--place", default="simulated", help="where the board stands (default: simulated)")
-    predict.add_argument("--top", type=_positive, default=1, metavar="K", help="labels per picture (default: 1)")
+    predict.add_argument("--top", type=_positive, default=3, metavar="K", help="labels per picture (default: 3)")
     predict.add_argument("--json", action="store_true", help="a JSON list")
     return top
 
@@ -131,6 +131,10 @@ def _run(args) -> int:
     from pipeline import config, summary
 
     run = _prepare(config.load(args.recipe, args.set, args.board), args, args.place)
+    if args.place != "simulated":  # before hours of training, not after
+        from boards.session import open_session
+
+        open_session(args.place, run.board)
     outcomes = run.execute(run.until(args.until))
     summary.show(summary.collect(run.folder), run.console)
     ran = [outcome.name for outcome in outcomes if not outcome.cached]

@@ -211,7 +211,8 @@ def load(file: str | Path, overrides: Iterable[str] = (), board_name: str | None
         recipe = Recipe.model_validate(values)
         recipe._path = file.resolve()
     except ValidationError as error:
-        problems += [_problem(item, origins) for item in error.errors()]
+        # One wrong value fails every branch of a union: said once.
+        problems += dict.fromkeys(_problem(item, origins) for item in error.errors())
     problems += _unknown_names(values, origins)
     if problems or recipe is None:
         raise RecipeError(problems, fix="put these right in the recipe (or in the option named) and run again")
@@ -421,7 +422,7 @@ def _toml(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
     lines = []
     for key, value in table.items():
         if not isinstance(value, Mapping):
-            lines.append(f"{_toml_key(key)} = {json.dumps(value, ensure_ascii=False)}")
+            lines.append(f"{_toml_key(key)} = {_toml_value(value)}")
     for key, value in table.items():
         if isinstance(value, Mapping) and (value or not path):
             inner = path + (_toml_key(key),)
@@ -430,4 +431,9 @@ def _toml(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
 
 
 def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    # JSON is TOML for all that a recipe holds, but for one control character that TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
