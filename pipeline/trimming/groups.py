@@ -110,12 +110,8 @@ class Graph:
     traced: fx.GraphModule
     layers: dict[str, Layer]
     groups: dict[str, Group] = field(default_factory=dict)
-    unit_of: np.ndarray = (
-        None  # (channels,) unit within its group of every channel id, -1 where never trimmed
-    )
-    group_of: np.ndarray = (
-        None  # (channels,) index into ``names`` of every channel id, -1 where never trimmed
-    )
+    unit_of: np.ndarray = None  # (channels,) unit within its group of every channel id, -1 where never trimmed
+    group_of: np.ndarray = None  # (channels,) index into ``names`` of every channel id, -1 where never trimmed
     channels: dict[str, np.ndarray] = field(default_factory=dict)  # node name -> ids of its channels
 
     @property
@@ -145,7 +141,7 @@ def _traced(model: nn.Module) -> fx.GraphModule:
     tracer = fx.Tracer()
     tracer.record_stack_traces = True
     try:
-        return fx.GraphModule(model, tracer.trace(model))
+        traced = fx.GraphModule(model, tracer.trace(model))
     # What tracing meets is the user's own Python: any failure there means the network is not a fixed graph.
     except Exception as error:
         raise GroupError(
@@ -153,6 +149,9 @@ def _traced(model: nn.Module) -> fx.GraphModule:
             where=_user_line(error),
             fix="its layers must not depend on values of the data (no if or for on tensors)",
         ) from error
+    # What no output needs is not part of the network.
+    traced.graph.eliminate_dead_code()
+    return traced
 
 
 class _Walk(fx.Interpreter):
@@ -252,9 +251,7 @@ class _Walk(fx.Interpreter):
         tensors = self._tensors(node)
         first = tensors[0]
         for other in tensors[1:]:
-            if len(self.shapes[other]) != len(self.shapes[first]) or len(self.ids[other]) != len(
-                self.ids[first]
-            ):
+            if len(self.shapes[other]) != len(self.shapes[first]) or len(self.ids[other]) != len(self.ids[first]):
                 raise self._refused(
                     node, f"of shapes {self.shapes[first]} and {self.shapes[other]}: channels are broadcast"
                 )
@@ -470,9 +467,7 @@ def _refuse_shared_parameters(model: nn.Module) -> None:
 
 def _place(node: fx.Node) -> str:
     """Layer or operation, with the line of the user's file that calls it where it is known."""
-    lines = [
-        line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")
-    ]
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")]
     return f"{node.target if node.op == 'call_module' else node.name}" + (f" ({lines[-1]})" if lines else "")
 
 
