@@ -49,8 +49,12 @@ def export(quantized: torch.nn.Module, input_shape, file: Path) -> None:
 def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     """Name nodes and tensors after their modules and drop everything that is not the network."""
     graph = model.graph
+    constants = {item.name for item in graph.initializer}
+    inputs = [info for info in graph.input if info.name not in constants]
+    del graph.input[:]
+    graph.input.extend(inputs)
     modules = [_module(node) for node in graph.node]
-    renamed: dict[str, str] = {info.name: "input" for info in graph.input[:1]}
+    renamed: dict[str, str] = {info.name: "input" for info in graph.input}
     taken = set(renamed.values())
 
     def rename(old: str, new: str) -> None:
@@ -60,7 +64,6 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
         taken.add(new)
         renamed[old] = new
 
-    initializers = {item.name for item in graph.initializer}
     producers = {node.output[0]: node for node in graph.node}
     for node, module in zip(graph.node, modules, strict=True):
         node.name = f"{module}.{node.op_type}"
@@ -70,7 +73,7 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
                 source = node.input[index] if index < len(node.input) else None
                 while source in producers:
                     source = producers[source].input[0]
-                if source in initializers:
+                if source in constants:
                     rename(source, f"{module}.{kind}")
     for item in graph.initializer:
         if item.name not in renamed:

@@ -1,0 +1,105 @@
+"""What every file of pipeline/models must keep; a new file is tested without editing this one."""
+
+import operator
+
+import numpy as np
+import pytest
+import torch
+from torch import fx, nn
+
+from hls.graph import load as load_graph
+from pipeline import config, export, models, quantize
+from pipeline.models import layers
+from tests.torchnets import BITS, pictures
+
+CLASSES = 5
+
+
+def module_of(name):
+    return __import__(f"pipeline.models.{name}", fromlist=["build"])
+
+
+def narrow(name):
+    """Every width an eighth: the same topology, quickly."""
+    return {conv: max(2, width // 8) for conv, width in models.widths_of(name).items()}
+
+
+def convolutions(model):
+    return {path: m.out_channels for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+@pytest.fixture(params=models.names())
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def shape(name):
+    return module_of(name).INPUT_SHAPE
+
+
+def test_recipes_know_the_same_models(name):
+    assert name in config.models()
+
+
+def test_widths_are_the_networks_convolutions(name, shape):
+    widths = narrow(name)
+    for bits in (None, BITS):
+        built = models.build(name, widths, bits, shape, CLASSES)
+        assert convolutions(built) == widths
+        assert isinstance(built.get_submodule(models.CLASSIFIER), nn.Linear)
+    assert [*widths, models.CLASSIFIER] == models.layer_names(name)
+    assert models.widths_of(name) == module_of(name).WIDTHS
+
+
+def test_both_kinds_have_the_same_modules(name, shape):
+    plain, twin = (models.build(name, narrow(name), bits, shape, CLASSES) for bits in (None, BITS))
+    names = dict(plain.named_modules()).keys()
+    assert names <= dict(twin.named_modules()).keys()
+    for path, module in plain.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert isinstance(twin.get_submodule(path), nn.Identity)
+            assert module.eps == layers.NORM_EPSILON
+
+
+def test_float_network_is_traced_and_adds_are_seen(name, shape):
+    """Trimming and folding follow the traced graph: only modules, and additions as operator.add."""
+    graph = fx.symbolic_trace(models.build(name, narrow(name), None, shape, CLASSES)).graph
+    called = [node for node in graph.nodes if node.op.startswith("call_") and node.op != "call_module"]
+    assert all(node.target is operator.add for node in called), called
+    tied = getattr(module_of(name), "TIED", ())
+    assert len(called) == len(tied)
+
+
+def test_other_widths_and_picture_sizes(name, shape):
+    step = module_of(name).SIZE_STEP
+    other = (3, shape[1] + step, shape[2] + 2 * step)
+    for bits in (None, BITS):
+        built = models.build(name, narrow(name), bits, other, CLASSES).eval()
+        with torch.no_grad():
+            assert built(torch.rand(2, *other)).shape == (2, CLASSES)
+
+
+def test_twin_is_exact_through_qonnx(name, shape, tmp_path):
+    """Folded, calibrated, exported: the executed file gives the twin's integers, and every quantiser is fixed-point."""
+    torch.manual_seed(0)
+    pixels, _ = pictures(48, shape=shape, classes=CLASSES)
+    plain = models.build(name, narrow(name), None, shape, CLASSES)
+    plain.train()(torch.rand(64, *shape))  # BatchNorm statistics that are worth folding
+    twin = quantize.twin(name, narrow(name), BITS, shape, CLASSES)
+    quantize.load_folded(twin, quantize.fold_batchnorm(plain))
+    quantize.calibrate(twin, pixels, BITS["input"])
+    quantize.describe(twin, shape, BITS["input"])
+    seen = quantize.observe(twin, pixels, BITS["input"])
+    assert len(np.unique(seen.outputs, axis=0)) > 40
+    export.export(twin, shape, tmp_path / "model.onnx")
+    codes = export.qonnx_execute(
+        load_graph(tmp_path / "model.onnx"), pixels.numpy(), -BITS["input"], seen.output_scale_log2, batch=32
+    )
+    assert np.array_equal(codes, seen.outputs)
+
+
+def test_recipe_exactness_covers_every_layer(name, shape):
+    found = quantize.recipe_exactness(name, models.widths_of(name), BITS, shape, CLASSES)
+    assert sorted(layer["name"] for layer in found) == sorted(models.layer_names(name))
+    assert {layer["oracle"] for layer in found} == {"float32"}
