@@ -82,7 +82,7 @@ def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
         return hls4ml.converters.convert_from_onnx_model(
             _without_input_quantizer(model), output_dir=str(folder), project_name=PROJECT, backend="Vitis",
             io_type="io_stream", hls_config=config, part=part, clock_period=1000 / plan["clock_mhz"],
-            write_weights_txt=False)
+            write_weights_txt=True)
     except Exception as error:  # hls4ml raises bare Exception, AssertionError, KeyError, ... for what it cannot convert
         raise ConvertError(f"hls4ml {HLS4ML_VERSION} cannot convert this network: {type(error).__name__}: {error}",
                            where=folder, fix="run slimgate with --debug and report the network") from error
@@ -269,13 +269,24 @@ def _check_arithmetic(layer, source: str, reuse_factor: int, analysis: Analysis)
 
 
 def _check_weight_files(graph, folder: Path) -> None:
-    """hls4ml prints weights as decimals: they must read back as exactly the numbers they were."""
+    """hls4ml prints weights as decimals, once for synthesis and once for the vendor's C simulation: both must read back
+    as exactly the numbers they were."""
     for weights in graph.get_weight_variables():
-        text = (folder / "firmware" / "weights" / f"{weights.name}.h").read_text()
-        body = re.search(r"=\s*\{(.*?)\}\s*;", text, re.S)
-        printed = np.array([float(v) for v in body.group(1).split(",")]) if body else np.zeros(0)
-        if not np.array_equal(printed, np.ravel(np.asarray(weights.data, np.float64))):
-            raise ConvertError(f"weights/{weights.name}.h does not read back as the network's weights", where=folder)
+        header, text = read_weights(folder, weights.name)
+        wanted = np.ravel(np.asarray(weights.data, np.float64))
+        if not np.array_equal(header, wanted) or not np.array_equal(text, wanted):
+            raise ConvertError(f"weights/{weights.name} does not read back as the network's weights", where=folder)
+
+
+def read_weights(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers printed in ``firmware/weights/<name>.h`` (synthesis) and ``.txt`` (vendor C simulation)."""
+    header = (folder / "firmware" / "weights" / f"{name}.h").read_text()
+    body = re.search(r"=\s*\{(.*?)\}\s*;", header, re.S)
+    text = (folder / "firmware" / "weights" / f"{name}.txt").read_text()
+    try:
+        return tuple(np.array([float(v) for v in numbers.split(",")]) for numbers in (body.group(1), text))
+    except (AttributeError, ValueError) as error:
+        raise ConvertError(f"weights/{name} is damaged: {error}", where=folder, fix="run the convert stage again") from error
 
 
 def _set_fifo_depths(graph, plan: dict) -> None:

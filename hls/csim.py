@@ -1,0 +1,242 @@
+"""C simulation: the generated C++ compiled with g++ behind its AXI4-Stream wrapper; integer codes in, integer codes out.
+
+The library is cached by content: sources, flags and compiler. Each copy runs in a process of its own
+(:class:`boards.simulated.accelerator.Accelerator`), several of them side by side, because the generated C++ keeps its line
+buffers in static memory.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from boards.errors import SlimgateError
+from boards.simulated.accelerator import Accelerator
+from hls import wire
+from hls.convert import PROJECT, TEMPLATES, read_weights
+
+FLAGS = ("-O2", "-std=c++17", "-w", "-fPIC", "-shared", "-fno-gnu-unique", "-fvisibility=default")
+UNITS = ("slimgate_axis.cpp",)
+
+
+class CsimError(SlimgateError):
+    """The C++ could not be compiled, or its beats break the protocol."""
+
+    exit_code = 1
+
+
+# --------------------------------------------------------------------------- compile
+
+
+def compiler() -> str:
+    """Path of the C++ compiler ($CXX, else g++)."""
+    name = os.environ.get("CXX", "g++")
+    path = shutil.which(name)
+    if path is None:
+        raise CsimError(f"the C++ compiler {name} was not found on PATH", where=os.environ.get("PATH", ""),
+                        fix="install it (Debian, Ubuntu: apt-get install g++) or name another in CXX")
+    return path
+
+
+def cache_folder() -> Path:
+    """Where compiled designs are kept: $SLIMGATE_CACHE, else ~/.cache/slimgate."""
+    return Path(os.environ.get("SLIMGATE_CACHE") or Path.home() / ".cache" / "slimgate") / "csim"
+
+
+def compile_design(project: Path, io: dict, *, trace: bool = False) -> Path:
+    """Compile a converted project; return the shared library, from the cache when nothing changed.
+
+    ``trace`` adds the recorder of every stream (slower). Raises :class:`CsimError` with the compiler's first errors.
+    """
+    gxx = compiler()
+    flags = [*FLAGS, f'-DSLIMGATE_IDENTITY="{io["design_digest"]}"', f"-DSLIMGATE_BEATS_IN={io['input']['beats']}",
+             *(["-DSLIMGATE_TRACE"] if trace else [])]
+    network = _network_unit(project)
+    key = hashlib.sha256("\0".join([_compiler_version(gxx), *flags, network]).encode())
+    for folder in (project, TEMPLATES / "csim"):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h", ".cpp")):
+            key.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    library = cache_folder() / f"{key.hexdigest()[:32]}.so"
+    if not library.is_file():
+        _compile(gxx, flags, project, network, library)
+    return library
+
+
+def _network_unit(project: Path) -> str:
+    """One translation unit: the generated network with its weights inside.
+
+    hls4ml's C++ reads weights from text files when not synthesised; here the very initialisers that synthesis sees are
+    compiled in instead (as plain doubles: as ap_fixed constants they take minutes to compile).
+    """
+    arrays, names = [], []
+    source = (project / "firmware" / f"{PROJECT}.cpp").read_text()
+    for name in re.findall(r'load_weights_from_txt<[^>]*>\(\w+, "(\w+)\.txt"\)', source):
+        header, text = read_weights(project, name)
+        if not np.array_equal(header, text):
+            raise CsimError(f"weights/{name}.h and {name}.txt differ: synthesis and vendor simulation would not agree",
+                            where=project, fix="run the convert stage again")
+        arrays.append(f"static const double {name}_values[] = {{{', '.join(repr(float(v)) for v in header)}}};")
+        names.append(name)
+    cases = "\n".join(f'    if (!std::strcmp(file, "{n}.txt")) {{ values = {n}_values; '
+                      f"count = sizeof {n}_values / sizeof(double); }}" for n in names)
+    return f"""#include <cstdlib>
+#include <cstring>
+#include "{PROJECT}.h"
+#include "parameters.h"
+{os.linesep.join(arrays)}
+namespace nnet {{
+template <class T, size_t SIZE> void load_embedded_weights(T *w, const char *file) {{
+    const double *values = nullptr;
+    size_t count = 0;
+{cases}
+    if (count != SIZE)
+        std::abort();
+    for (size_t i = 0; i < SIZE; i++)
+        w[i] = values[i];
+}}
+}} // namespace nnet
+#define load_weights_from_txt load_embedded_weights
+#include "{PROJECT}.cpp"
+"""
+
+
+def _compiler_version(gxx: str) -> str:
+    return subprocess.run([gxx, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _compile(gxx: str, flags: list[str], project: Path, network: str, library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        (Path(scratch) / "network_unit.cpp").write_text(network)
+        made = Path(scratch) / "design.so"
+        firmware = project / "firmware"
+        command = [gxx, *flags, f"-ffile-prefix-map={project}=.", f"-ffile-prefix-map={scratch}=.",
+                   f"-ffile-prefix-map={TEMPLATES}=.",
+                   *(f"-I{f}" for f in (TEMPLATES / "csim", project, firmware, firmware / "ap_types")),
+                   f"{scratch}/network_unit.cpp", *(str(project / u) for u in UNITS), str(TEMPLATES / "csim" / "capi.cpp"),
+                   "-o", str(made)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            errors = [line for line in result.stderr.splitlines() if "error" in line][:5] or result.stderr.splitlines()[:5]
+            raise CsimError("the generated C++ does not compile:\n  " + "\n  ".join(errors), where=project,
+                            fix="if the disk is full or memory short free some; else report the network")
+        os.replace(made, library)
+
+
+# --------------------------------------------------------------------------- run
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What one DMA transfer gave back: codes (N, outputs) int64."""
+
+    codes: np.ndarray
+    beats: int
+
+
+def transfer(accelerator: Accelerator, codes: np.ndarray, io: dict) -> Transfer:
+    """Send samples in one transfer; check TLAST (last beat only), TKEEP (all ones), count and padding of what returns."""
+    data, last, keep = accelerator.transfer(wire.pack(codes, io))
+    wanted = len(codes) * io["output"]["beats"]
+    where = f"transfer of {len(codes)} samples"
+    if len(last) != wanted:
+        raise CsimError(f"{len(last)} output beats came back, {wanted} belong to these samples", where=where)
+    positions = [i for i, flag in enumerate(last) if flag]
+    if positions != [wanted - 1]:
+        raise CsimError(f"TLAST is on beats {positions[:5]}, it belongs on the last one ({wanted - 1}) only", where=where)
+    if any(k != 0xFF for k in keep):
+        raise CsimError("TKEEP is not all ones", where=where)
+    return Transfer(wire.unpack(data, io), wanted)
+
+
+def run(library: Path, codes: np.ndarray, io: dict, *, batch: int | None = None, processes: int | None = None,
+        progress=None) -> np.ndarray:
+    """Codes (N, *shape) through the design: output codes (N, outputs) int64.
+
+    ``batch``: samples per transfer; None sends everything in one transfer. Batches are dealt to ``processes`` copies of
+    the design (default: one per core). ``progress(samples)`` is called as samples finish.
+    """
+    if batch is None:
+        with Accelerator(library) as accelerator:
+            _check_identity(accelerator, io)
+            out = transfer(accelerator, codes, io).codes
+        if progress:
+            progress(len(codes))
+        return out
+    starts = range(0, len(codes), batch)
+    workers = max(1, min(processes or os.cpu_count() or 1, len(starts)))
+    results: list[np.ndarray | None] = [None] * len(starts)
+
+    def work(worker: int) -> None:
+        with Accelerator(library) as accelerator:
+            _check_identity(accelerator, io)
+            for index in range(worker, len(starts), workers):
+                part = codes[starts[index] : starts[index] + batch]
+                results[index] = transfer(accelerator, part, io).codes
+                if progress:
+                    progress(len(part))
+
+    with ThreadPoolExecutor(workers) as pool:
+        for future in [pool.submit(work, w) for w in range(workers)]:
+            future.result()
+    return np.concatenate(results)
+
+
+def _check_identity(accelerator: Accelerator, io: dict) -> None:
+    if accelerator.identity != io["design_digest"]:
+        raise CsimError(f"the compiled design says it is {accelerator.identity[:16]}, not {io['design_digest'][:16]}",
+                        where=accelerator.library, fix="run the csim stage again")
+
+
+# --------------------------------------------------------------------------- where it diverges
+
+
+def trace(project: Path, io: dict, codes: np.ndarray, layers: list[dict]) -> dict[str, tuple[np.ndarray, int]]:
+    """Run samples through the traced design; return stream name -> (codes (N, *shape), lsb).
+
+    ``layers``: the rows of ``layers.json``. Streams that are aliases of another have no record.
+    """
+    library = compile_design(project, io, trace=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        np.save(f"{scratch}/in.npy", np.frombuffer(wire.pack(codes, io), np.uint8))
+        names = sorted({row["stream"] for row in layers})
+        command = [sys.executable, "-m", "hls.tracer", str(library), f"{scratch}/in.npy", f"{scratch}/out.npz", *names]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        if result.returncode != 0:
+            raise CsimError(f"the traced design ended with code {result.returncode}: {result.stderr.strip()}", where=project)
+        with np.load(f"{scratch}/out.npz") as found:
+            recorded = {name: found[name] for name in found.files if not name.endswith(":lsb")}
+            grids = {name: int(found[f"{name}:lsb"]) for name in recorded}
+    shapes = {row["stream"]: row["shape"] for row in layers}
+    return {name: (values.reshape(-1, *shapes[name]), grids[name]) for name, values in recorded.items()}
+
+
+def first_divergence(project: Path, io: dict, model, layers: list[dict], codes: np.ndarray) -> dict | None:
+    """The first layer, in the order of the graph, whose C simulation differs from qonnx execution on these samples.
+
+    ``model``: the prepared graph. Returns the row of ``layers.json`` with the sample, position and both values added,
+    None when every layer agrees.
+    """
+    from hls.graph import execute
+
+    streams = trace(project, io, codes, layers)
+    expected = execute(model, np.ldexp(codes.astype(np.float64), io["input"]["scale_log2"]), tensors=True)
+    for row in layers:
+        if row["stream"] not in streams or row["tensor"] not in expected or row["class"].startswith("ZeroPadding"):
+            continue
+        found, lsb = streams[row["stream"]]
+        wanted = expected[row["tensor"]].reshape(found.shape).astype(np.float64)
+        different = np.argwhere(np.ldexp(found.astype(np.float64), lsb) != wanted)
+        if len(different):
+            at = tuple(int(i) for i in different[0])
+            return {**row, "differing": len(different), "of": int(found.size), "sample": at[0], "position": list(at[1:]),
+                    "csim_value": float(np.ldexp(float(found[at]), lsb)), "qonnx_value": float(wanted[at])}
+    return None
