@@ -153,7 +153,8 @@ def _status(args) -> int:
     last = read_json(folder / LAST_RUN)
     args.build_dir = folder.parent
     run = _prepare(config.restore(last["recipe"], last["recipe_path"]), args, last["place"])
-    table = Table("stage", "state", "seconds", "key", title=f"{folder} (last: {last['started']})", title_justify="left")
+    run.say(f"{folder}, last run {last['started']}: {last['command']}")
+    table = Table("stage", "state", "seconds", "key")
     for stage in run.stages.values():
         state, key = run.state(stage)
         manifest = run.manifest(run.path(stage.name)) or {}

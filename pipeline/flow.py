@@ -24,7 +24,7 @@ STAGES = [
         makes=("state.pt", "widths.json", "history.json"),
         metrics=("accuracy_val", "accuracy_test", "parameters", "macs"),
         config=(*NETWORK, "train"),
-        tools=("torch", "numpy"),
+        tools=("torch", "brevitas", "numpy"),
         imports=("pipeline.models.{model.name}",),
     ),
     Stage(
@@ -34,7 +34,7 @@ STAGES = [
         makes=("state.pt", "widths.json", "history.json"),
         metrics=("accuracy_test", "parameters", "macs"),
         config=(*NETWORK, "train", "trim"),
-        tools=("torch", "numpy"),
+        tools=("torch", "brevitas", "numpy"),
         imports=("pipeline.models.{model.name}",),
     ),
     Stage(

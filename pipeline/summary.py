@@ -108,7 +108,8 @@ def collect(run: Path) -> dict[str, Any]:
 
 def show(summary: dict, console: Console) -> None:
     """The same as tables."""
-    table = Table("stage", "now", "seconds", title=f"{summary['run']} on {summary['place']}", title_justify="left")
+    console.print(f"\n{summary['run']} at {summary['place']}", markup=False)
+    table = Table("stage", "now", "seconds")
     for stage in summary["stages"]:
         table.add_row(stage["name"], stage["how"], f"{stage['seconds']:.1f}" if not stage["cached"] else "-")
     for name in summary["pending"]:
