@@ -70,7 +70,7 @@ def test_a_transfer_gives_what_the_design_computes(loaded, codes):
     assert [it.probe.read(offset) for offset in (0x20, 0x24, 0x28, 0x2C)] == [20, 1, 20, 1]
     it.probe.write(0x0C, 1)
     assert [it.probe.read(offset) for offset in (0x20, 0x24, 0x28, 0x2C)] == [0, 0, 0, 0]
-    assert "%08x" % it.probe.read(0x10) == DIGEST[:8]
+    assert f"{it.probe.read(0x10):08x}" == DIGEST[:8]
     assert it.probe.read(0x08) & netlist.PROBE_HAS_CYCLES == 0
 
 
@@ -244,7 +244,8 @@ def test_the_accelerator_cannot_open_a_file():
 def test_the_accelerator_process_is_given_the_library_and_nothing_else(toy_package):
     with Accelerator(toy_package.library) as accelerator:
         process = Path(f"/proc/{accelerator.pid}")
-        limit = next(line for line in (process / "limits").read_text().splitlines() if line.startswith("Max open files"))
+        lines = (process / "limits").read_text().splitlines()
+        limit = next(line for line in lines if line.startswith("Max open files"))
         assert limit.split()[3:5] == ["3", "3"]
         assert sorted(path.name for path in (process / "fd").iterdir()) == ["0", "1", "2"]
         assert (process / "cwd").readlink() == Path("/")

@@ -1,0 +1,114 @@
+"""Every board of boards/*.toml: its data, its platform as pynq reads it, and a toy package run on it."""
+
+import json
+import tomllib
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from boards import board, netlist
+from boards.onboard import run as onboard
+from boards.session import read_result
+from tests.hil.toy import build, write_golden
+
+BOARDS = board.names()
+
+
+@pytest.fixture(params=BOARDS)
+def one(request):
+    return board.load(request.param)
+
+
+def parsed(one, tmp_path):
+    from pynqmetadata.frontends import Metadata
+    from pynqmetadata.views.runtime import RuntimeMetadataParser
+
+    path = tmp_path / "design.hwh"
+    path.write_text(netlist.render_hwh(one))
+    return RuntimeMetadataParser(Metadata(input=str(path)))
+
+
+def test_the_boards_of_the_table_are_there():
+    assert len(BOARDS) >= 12 and "pynq-z2" in BOARDS and "kv260" in BOARDS
+
+
+def test_its_file_names_its_sources(one):
+    text = (board.FOLDER / f"{one.name}.toml").read_text()
+    assert text.startswith("# Sources: ")
+    assert "name" not in tomllib.loads(text)  # the file's name is the board's name
+
+
+def test_its_numbers_are_of_its_part(one):
+    family = {"xc7z020": 53200, "xc7z010": 17600, "xc7z007": 14400, "xczu3eg": 70560, "xck26-s": 117120}
+    assert one.resources["lut"] == family[one.part[:7]]
+    assert one.resources["ff"] == 2 * one.resources["lut"]
+    assert (one.ps == "zynq7") == one.part.startswith("xc7")
+    assert one.pynq_below == ("4" if one.ps == "zynq7" else "5")
+    assert onboard.release(one.pynq_min) < onboard.release("3.1.2") < onboard.release(one.pynq_below)
+
+
+def test_its_default_clock_can_be_made(one):
+    first, second = one.clock_divisors(one.clock_mhz)
+    assert board.IO_PLL_MHZ / (first * second) == pytest.approx(one.clock_mhz, rel=1e-3)
+
+
+def test_pynq_reads_its_handoff(one, tmp_path):
+    parser = parsed(one, tmp_path)
+    platform = netlist.platform(one)
+    assert set(parser.ip_dict) == {"axi_dma_0", "probe_0", platform["ps"]}
+    for name, (_, _, base, size) in platform["addresses"].items():
+        assert (parser.ip_dict[name]["phys_addr"], parser.ip_dict[name]["addr_range"]) == (base, size)
+    read = parser.ip_dict["axi_dma_0"]["parameters"]
+    assert read == {key: str(value) for key, value in platform["cells"]["axi_dma_0"]["parameters"].items()}
+    registers = parser.ip_dict["probe_0"]["registers"]
+    assert {name: entry["address_offset"] for name, entry in registers.items()} == onboard.PROBE
+    clock = parser.clock_dict[0]
+    assert board.IO_PLL_MHZ / (int(clock["divisor0"]) * int(clock["divisor1"])) == pytest.approx(one.clock_mhz, 1e-3)
+    assert [parser.clock_dict[i]["enable"] for i in range(4)] == [1, 0, 0, 0]
+
+
+def test_its_stand_in_cannot_be_mistaken(one):
+    hwh, bit = netlist.render_hwh(one), netlist.simulated_bitstream(one, "ab" * 32)
+    assert ElementTree.fromstring(hwh).find("SYSTEMINFO").get("NAME").startswith("SIMULATED")
+    assert b"SIMULATED" in bit[:64] and bytes.fromhex("aa995566") not in bit
+    from pynq.pl_server.embedded_device import bit2bin, parse_bit_header
+
+    header = parse_bit_header(bit)
+    assert header["design"].startswith("SIMULATED") and header["part"] == netlist.bit_part(one)
+    assert bytes.fromhex("665599aa") not in bit2bin(bit)
+
+
+def test_every_link_of_its_platform_joins_two_interfaces_of_one_kind(one):
+    platform = netlist.platform(one)
+    for source, sink in platform["links"]:
+        kinds = []
+        for end, sides in ((source, {"MASTER"}), (sink, {"SLAVE", "MONITOR"})):
+            cell, interface = end.split("/")
+            kind, side = platform["cells"][cell]["interfaces"][interface]
+            assert side in sides, end
+            kinds.append(kind)
+        assert kinds[0] == kinds[1], (source, sink)
+    ends = [end for pair in platform["links"] for end in pair]
+    for cell, entry in platform["cells"].items():
+        for interface in entry["interfaces"]:
+            assert f"{cell}/{interface}" in ends, f"{cell}/{interface} is not connected"
+
+
+def test_a_toy_package_runs_on_it(one, tmp_path):
+    from boards.simulated import device
+
+    package = build(tmp_path, board=one.name, golden=write_golden(tmp_path, 12))
+    machine = device.register(package.library, one)
+    out = tmp_path / "result.json"
+    try:
+        code = onboard.main(["--package", str(package.folder), "--out", str(out), "--singles", "5", "--warmup", "1"])
+    finally:
+        machine.close()
+    result = read_result(out)
+    assert code == 0, result
+    assert (result["device"]["name"], result["device"]["arch"]) == (f"simulated-{one.name}", one.arch)
+    assert json.loads((package.folder / "manifest.json").read_text())["part"] == one.part
+    # pynq takes a 50 MHz crystal for every Zynq-7000: that is why the manifest's clock counts.
+    reported = result["device"]["pynq_reports_clock_mhz"]
+    assert reported == pytest.approx(150 if one.ps == "zynq7" and one.crystal_mhz < 40 else 100, rel=1e-3)
+    assert result["package"]["clock_mhz"] == 100
