@@ -72,7 +72,7 @@ STAGES = [
         needs=("export", "plan"),
         makes=("project", "io.json", "clean.onnx"),
         config=("board", "quantize", "hls"),
-        tools=("hls4ml", "qonnx", "onnx", "numpy"),
+        tools=("hls4ml", "qonnx", "onnx", "jinja2", "numpy"),
         sources=("hls/templates/**", "boards/{board}.toml"),
     ),
     Stage(

@@ -3,6 +3,7 @@
 The stages are not run here. Folders are made up as if they had been: keys need no more than that.
 """
 
+import ast
 import importlib
 import json
 import re
@@ -180,9 +181,13 @@ def test_every_import_that_computes_is_a_declared_tool(stage):
     modules = [stage.run.partition(":")[0], *(run._fill(name) for name in stage.imports)]
     imported = set()
     for path in keys.closure(modules, PACKAGES, ROOT).values():
-        imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
     missing = {watched[name] for name in imported & set(watched)} - set(stage.tools)
-    assert not missing
+    assert missing == set()
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
