@@ -12,7 +12,6 @@ import os
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import boards
@@ -23,8 +22,6 @@ from boards.package import Package, PackageError
 from boards.simulated.accelerator import Accelerator
 
 ONBOARD = Path(boards.__file__).parent / "onboard"
-PARTS = ("brevitas", "hls4ml", "numpy", "pynq", "qonnx", "torch")
-"""Distributions whose versions the manifest names."""
 
 def build_package(
     folder: Path,
@@ -37,14 +34,15 @@ def build_package(
     labels: Sequence[str],
     preprocess: Mapping,
     recipe: str,
+    versions: Mapping[str, str],
     clock_mhz: float | None = None,
     overlay: tuple[Path, Path] | None = None,
 ) -> Package:
     """Write a package into ``folder``, which must not exist yet.
 
-    ``wire`` is io.json as plain data, ``preprocess`` has size, color and resize, ``recipe`` is TOML text, ``overlay``
-    the real (.bit, .hwh); without it the SIMULATED stand-in is put in. PackageError when the parts do not fit one
-    another.
+    ``wire`` is io.json as plain data, ``preprocess`` has size, color and resize, ``recipe`` is TOML text, ``versions``
+    those of the tools that made the parts, ``overlay`` the real (.bit, .hwh); without it the SIMULATED stand-in is put
+    in. PackageError when the parts do not fit one another.
     """
     digest = wire["design_digest"]
     clock_mhz = board.clock_mhz if clock_mhz is None else clock_mhz
@@ -83,7 +81,7 @@ def build_package(
         "simulated": overlay is None,
         "evidence": "simulated" if overlay is None else "implemented",
         "overlay": {"bit": f"{stem}.bit", "hwh": f"{stem}.hwh"},
-        "versions": {part: metadata.version(part) for part in PARTS},
+        "versions": dict(versions),
         "files": {
             path: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for path, data in contents.items()
         },

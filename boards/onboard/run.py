@@ -215,6 +215,7 @@ class Link:
 
     def load(self):
         """Load the overlay and check that the device now holds the package's design. Stop(2) when it does not."""
+        import pynq.lib.dma  # noqa: F401 - binds the driver to axi_dma_0
         from pynq import Overlay
 
         self.overlay = Overlay(self.bit)

@@ -90,15 +90,15 @@ class Streams:
 
     def packet_beats(self) -> int | None:
         """Beats up to and with the first TLAST; None where no TLAST waits."""
-        end = next((i for i, flag in enumerate(self.last) if flag), None)
-        return None if end is None else end + 1
+        before = len(self.last) - len(self.last.lstrip(b"\0"))
+        return before + 1 if before < len(self.last) else None
 
     def take(self, beats: int) -> bytes:
         """The bytes that TKEEP marks in the next ``beats`` beats, which leave the stream."""
         size = beats * netlist.BEAT_BYTES
         data, keep = self.data[:size], self.keep[:beats]
         self.output_beats += beats
-        self.output_lasts += sum(map(bool, self.last[:beats]))
+        self.output_lasts += beats - self.last[:beats].count(0)
         self.data, self.last, self.keep = self.data[size:], self.last[beats:], self.keep[beats:]
         if keep == b"\xff" * beats:
             return data

@@ -37,6 +37,7 @@ def run(ctx) -> None:
     compared = streamed["compared_codes"] + singles["compared_codes"]
     ctx.metric("board_mismatches", mismatches, evidence, compared=compared, samples=streamed["samples"],
                singles=singles["count"])  # fmt: skip
+    ctx.metric("samples", streamed["samples"], evidence)
     accuracy = result["accuracy"]
     ctx.metric("accuracy_test", accuracy["value"], evidence, interval=accuracy["interval"], samples=accuracy["samples"])
     if not simulated:

@@ -20,6 +20,7 @@ def run(ctx) -> None:
         labels=dataset["labels"],
         preprocess=dataset["preprocess"],
         recipe=ctx.recipe.to_toml(),
+        versions={tool: version for stage in ctx.inputs for tool, version in ctx.manifest(stage)["versions"].items()},
         clock_mhz=ctx.recipe.hls.clock_mhz,
     )
     archive = pack(package, ctx.folder / "package.tar.gz")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from boards import board, session
+from boards.package import open_package
 from boards.simulated.session import SimulatedSession
 from pipeline.gates import GateFailed, check
 from pipeline.stages import benchmark, package
@@ -31,6 +32,9 @@ class FakeContext:
     def gate(self, name, passed, detail, *, fix=None, **numbers):
         self.gates[name] = passed
         check(name, passed, detail, fix=fix, **numbers)
+
+    def manifest(self, stage):
+        return {"versions": {f"tool-of-{stage}": "1.0"}}
 
     def log(self, text):
         self.said.append(text)
@@ -58,11 +62,14 @@ def packaged(parts, tmp_path):
 
 def test_package_then_benchmark(packaged, tmp_path):
     assert packaged.gates == {"package opens": True}
+    with open_package(packaged.folder / "package.tar.gz") as opened:
+        assert opened.manifest["versions"] == {f"tool-of-{s}": "1.0" for s in ("data", "export", "convert", "csim")}
     ctx = FakeContext(tmp_path / "one", {"package": packaged.folder})
     benchmark.run(ctx)
     assert ctx.metrics["board_mismatches"] == {
         "value": 0, "evidence": "simulated", "interval": None, "compared": 20 * 3 + 40 * 3, "samples": 40, "singles": 20
     }  # fmt: skip
+    assert ctx.metrics["samples"]["value"] == 40
     accuracy = ctx.metrics["accuracy_test"]
     assert accuracy["value"] == 37 / 40 and accuracy["interval"][0] < 37 / 40 < accuracy["interval"][1]
     assert accuracy["samples"] == 40

@@ -60,6 +60,7 @@ def build(folder: Path, board: str = "pynq-z2", library: Path | None = None, **c
     parts = {
         "name": "toy", "board": boards_board.load(board), "wire": WIRE, "library": library or compile_toy(),
         "golden": None, "labels": ["low", "mid", "high"], "preprocess": PREPROCESS, "recipe": 'board = "pynq-z2"\n',
+        "versions": {"toy": "1.0"},
     }  # fmt: skip
     parts |= changed
     parts["golden"] = parts["golden"] or write_golden(folder)
