@@ -64,6 +64,15 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
 # --------------------------------------------------------------------------- hls4ml
 
 
+def illegal_reuse_factors(plan: dict) -> list[str]:
+    """The layers of a plan whose reuse factor hls4ml itself would change, by its own rule."""
+    import hls4ml
+
+    backend = hls4ml.backends.get_backend("Vitis")
+    return [f"{row['name']}: {row['reuse_factor']}" for row in plan["layers"]
+            if not backend._validate_reuse_factor(row["n_in"], row["n_out"], row["reuse_factor"])]
+
+
 def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
     import hls4ml
 

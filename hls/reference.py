@@ -1,0 +1,134 @@
+"""The network on integers: codes of every tensor of a prepared graph, bit for bit, batched and fast.
+
+Convolutions run on torch in float32 where no partial sum reaches 2**24 product-scale units and in float64 (exact to 2**53)
+above; everything else is int64. Independent of Brevitas, of qonnx execution and of the generated C++; tests hold all four
+equal.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+from hls.numerics import FLOAT32_EXACT, Analysis, attributes, quantize_codes, quantizer_of, round_shift
+
+#: float64 holds every integer below this.
+FLOAT64_EXACT = 2**53
+
+
+class Reference:
+    """Executes a prepared graph on codes. ``run`` takes (N, *shape) int64 input codes, channels last.
+
+    ``visit(node, codes, lsb)`` of :meth:`run` sees every computed tensor; codes (n, ...) int64 on the grid ``2**lsb``.
+    """
+
+    def __init__(self, model, analysis: Analysis):
+        self.model, self.analysis = model, analysis
+        self.input = model.graph.input[0].name
+        self.output = model.graph.output[0].name
+
+    def run(self, codes: np.ndarray, *, batch: int = 256, visit: Callable | None = None) -> tuple[np.ndarray, int]:
+        """Output codes (N, ...) int64 and their lsb."""
+        outputs, lsb = [], 0
+        for start in range(0, len(codes), batch):
+            found, lsb = self._batch(np.asarray(codes[start : start + batch], np.int64), visit)
+            outputs.append(found)
+        return np.concatenate(outputs), lsb
+
+    def _batch(self, codes: np.ndarray, visit: Callable | None) -> tuple[np.ndarray, int]:
+        tensors: dict[str, tuple[np.ndarray, int]] = {}
+        for node in self.model.graph.node:
+            if node.output[0] in self.analysis.constants:
+                continue
+            if node.op_type == "Quant" and node.input[0] == self.input:
+                result = (codes, quantizer_of(self.model, node).lsb)
+            else:
+                result = getattr(self, f"_{node.op_type.lower()}")(node, tensors)
+            tensors[node.output[0]] = result
+            if visit is not None:
+                visit(node, *result)
+        return tensors[self.output]
+
+    def _value(self, tensors, name: str) -> tuple[np.ndarray, int]:
+        return tensors[name] if name in tensors else self.analysis.constants[name]
+
+    def _float(self, node) -> torch.dtype:
+        accumulator = self.analysis.accumulators[node.name]
+        widest = max(accumulator.max, -accumulator.min)
+        if widest >= FLOAT64_EXACT:
+            raise OverflowError(f"{node.name}: partial sums up to {widest} are not exact in float64")
+        return torch.float32 if widest < FLOAT32_EXACT else torch.float64
+
+    def _quant(self, node, tensors):
+        codes, lsb = tensors[node.input[0]]
+        quantizer = quantizer_of(self.model, node)
+        return quantize_codes(codes, lsb, quantizer), quantizer.lsb
+
+    def _conv(self, node, tensors):
+        (codes, lsb), (weights, weight_lsb) = tensors[node.input[0]], self.analysis.constants[node.input[1]]
+        options, kind = attributes(node), self._float(node)
+        top, left, bottom, right = options.get("pads", [0, 0, 0, 0])
+        x = torch.from_numpy(codes).to(kind).permute(0, 3, 1, 2)
+        x = functional.pad(x, (left, right, top, bottom))
+        w = torch.from_numpy(weights).to(kind).permute(0, 3, 1, 2)
+        sums = functional.conv2d(x, w, stride=tuple(options.get("strides", [1, 1])))
+        result = sums.permute(0, 2, 3, 1).contiguous().to(torch.int64).numpy(), lsb + weight_lsb
+        if len(node.input) < 3 or not node.input[2]:
+            return result
+        return _sum(result, self.analysis.constants[node.input[2]])
+
+    def _matmul(self, node, tensors):
+        (codes, lsb), (weights, weight_lsb) = tensors[node.input[0]], self.analysis.constants[node.input[1]]
+        kind = self._float(node)
+        sums = torch.from_numpy(codes).to(kind) @ torch.from_numpy(weights).to(kind)
+        return sums.to(torch.int64).numpy(), lsb + weight_lsb
+
+    def _add(self, node, tensors):
+        return _sum(self._value(tensors, node.input[0]), self._value(tensors, node.input[1]))
+
+    def _relu(self, node, tensors):
+        codes, lsb = tensors[node.input[0]]
+        return np.maximum(codes, 0), lsb
+
+    def _maxpool(self, node, tensors):
+        codes, lsb = tensors[node.input[0]]
+        options = attributes(node)
+        pooled = functional.max_pool2d(torch.from_numpy(codes).to(torch.float64).permute(0, 3, 1, 2),
+                                       tuple(options["kernel_shape"]), tuple(options.get("strides", [1, 1])))
+        return pooled.permute(0, 2, 3, 1).contiguous().to(torch.int64).numpy(), lsb
+
+    def _flatten(self, node, tensors):
+        codes, lsb = tensors[node.input[0]]
+        return codes.reshape(len(codes), -1), lsb
+
+    def _reshape(self, node, tensors):
+        codes, lsb = tensors[node.input[0]]
+        return codes.reshape(len(codes), *self.model.get_tensor_shape(node.output[0])[1:]), lsb
+
+    def _identity(self, node, tensors):
+        return tensors[node.input[0]]
+
+
+def _sum(left: tuple[np.ndarray, int], right: tuple[np.ndarray, int]) -> tuple[np.ndarray, int]:
+    lsb = min(left[1], right[1])
+    return round_shift(left[0], lsb - left[1]) + round_shift(right[0], lsb - right[1]), lsb
+
+
+class Census:
+    """Counts what codes every quantiser produced and how far every accumulator reached: evidence that a comparison means
+    something. Hand :meth:`visit` to :meth:`Reference.run`."""
+
+    def __init__(self, analysis: Analysis):
+        self.analysis = analysis
+        self.quantizers: dict[str, np.ndarray] = {}
+        self.accumulators: dict[str, tuple[int, int]] = {}
+
+    def visit(self, node, codes: np.ndarray, lsb: int) -> None:
+        if node.op_type == "Quant":
+            grid = self.analysis.quantizers[node.name]
+            counts = np.bincount((codes - grid.min).ravel(), minlength=grid.max - grid.min + 1)
+            self.quantizers[node.name] = self.quantizers.get(node.name, 0) + counts
+        elif node.name in self.analysis.accumulators:
+            low, high = self.accumulators.get(node.name, (0, 0))
+            self.accumulators[node.name] = (min(low, int(codes.min())), max(high, int(codes.max())))
