@@ -137,8 +137,15 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     return walk.finish(model)
 
 
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # A layer derived from a known one (a quantized convolution, say) is to be refused by its own name.
+        known = (*CONVOLUTIONS, *NORM_MODULES, *ACTIVATION_MODULES, nn.Linear)
+        return super().is_leaf_module(m, module_qualified_name) or isinstance(m, known)
+
+
 def _traced(model: nn.Module) -> fx.GraphModule:
-    tracer = fx.Tracer()
+    tracer = _Tracer()
     tracer.record_stack_traces = True
     try:
         traced = fx.GraphModule(model, tracer.trace(model))
@@ -467,8 +474,12 @@ def _refuse_shared_parameters(model: nn.Module) -> None:
 
 def _place(node: fx.Node) -> str:
     """Layer or operation, with the line of the user's file that calls it where it is known."""
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")]
-    return f"{node.target if node.op == 'call_module' else node.name}" + (f" ({lines[-1]})" if lines else "")
+    lines = [
+        line.strip()
+        for line in (node.stack_trace or "").splitlines()
+        if line.strip().startswith("File") and str(Path(torch.__file__).parent) not in line
+    ]
+    return str(node.target if node.op == "call_module" else node.name) + (f" ({lines[-1]})" if lines else "")
 
 
 def _first_line(error: BaseException) -> str:

@@ -39,8 +39,8 @@ def none(model, *, build, input_shape, batches, finetune, options) -> schedule.R
     return schedule.Result(
         widths=widths,
         state={key: value.detach().clone() for key, value in model.state_dict().items()},
-        scores={},
-        relevance={},
+        scores={path: np.zeros(0) for path in widths},
+        relevance={path: np.zeros(0) for path in widths},
         kept={path: np.arange(number) for path, number in widths.items()},
         removed_at={path: np.zeros(number, dtype=np.int64) for path, number in widths.items()},
         of=options.of,

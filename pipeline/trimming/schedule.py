@@ -11,7 +11,8 @@
     result.widths    {layer path: out_channels}   -> build(result.widths) fits result.state
     result.state     state_dict after the last fine-tuning
     result.scores    {layer: (filters,) float64}  layer-normalized, of the network before any trimming
-    result.relevance {layer: (filters,) float64}  the statistic itself, likewise
+    result.relevance {layer: (filters,) float64}  the statistic itself, likewise; both (0,) for a layer of ``widths``
+                                                  that was not scored (its channels are the network's outputs)
     result.kept      {layer: (kept,) int64}       indices into the untrimmed layer's filters, ascending
     result.removed_at {layer: (filters,) int64}   the step that removed the filter, 0 when it was kept
     result.asked, result.achieved                 removed fraction of ``result.of``, achieved >= asked
@@ -125,9 +126,13 @@ def trim(
              "finetune": record}
         )  # fmt: skip
     widths, state = groups.remove(graph, {})
+    scored, values = first
+    for path in widths.keys() - kept.keys():
+        scored[path] = values[path] = np.zeros(0)
+        kept[path], removed_at[path] = np.arange(widths[path]), np.zeros(widths[path], dtype=np.int64)
     after = Budget(graph).all()
     return Result(
-        widths, state, *first, kept, removed_at, of, ratio, 1 - after[of] / before[of], before, after, history
+        widths, state, scored, values, kept, removed_at, of, ratio, 1 - after[of] / before[of], before, after, history
     )
 
 

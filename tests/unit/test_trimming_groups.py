@@ -1,0 +1,371 @@
+"""Groups and removal, against an account of every channel that the networks here keep themselves."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline.models import cnn_small, resnet8
+from pipeline.trimming import groups
+from pipeline.trimming.count import count
+from pipeline.trimming.schedule import Budget
+
+SHAPE = (2, 6, 6)
+
+
+def outputs(module):
+    return module.out_features if isinstance(module, nn.Linear) else module.out_channels
+
+
+class Net(nn.Module):
+    """A network from a list of words, which says of every channel who made it: (layer, number).
+
+    With ``dead`` (a set of those) it zeroes dead channels after every operation, activations included, and checks that
+    what is added, and what a depthwise convolution maps, is dead or alive on both sides.
+    """
+
+    def __init__(self, words, widths=None):
+        super().__init__()
+        self.words, self.widths, self.dead, self.parts = words, widths or {}, None, nn.ModuleDict()
+        channels, size = SHAPE[0], SHAPE[1]
+        for number, (word, value) in enumerate(words):
+            name = f"{word}{number}"
+            if word in ("conv", "shared"):
+                self.conv(name, channels, value)
+                if word == "shared":
+                    self.conv(f"{name}again", self.width(name, value), self.width(name, value), same=True)
+                channels = self.width(name, value)
+            elif word == "depthwise":
+                self.parts[name] = nn.Conv2d(channels, channels * value, 3, padding=1, groups=channels)
+                self.norm(name, channels * value)
+                channels *= value
+            elif word == "residual":
+                self.conv(f"{name}a", channels, value)
+                self.conv(f"{name}b", self.width(f"{name}a", value), channels)
+            elif word == "concat":
+                self.conv(f"{name}a", channels, value)
+                self.conv(f"{name}b", channels, 3)
+                channels = self.width(f"{name}a", value) + self.width(f"{name}b", 3)
+            elif word == "dense":
+                self.conv(f"{name}a", channels, value)
+                channels += self.width(f"{name}a", value)
+            elif word == "norm":
+                self.norm(name, channels)
+            elif word == "pool" and size > 1:
+                size //= 2
+            elif word == "head":
+                features = channels * (size * size if value != 2 else 1)
+                if value == 1:
+                    self.parts["hidden"] = nn.Linear(features, self.width("hidden", 7))
+                    features = self.width("hidden", 7)
+                    self.parts["hiddennorm"] = nn.BatchNorm1d(features)
+                self.parts["last"] = nn.Linear(features, 3)
+        self.size = SHAPE[1]
+
+    def width(self, name, value):
+        return self.widths.get(f"parts.{name}", value)
+
+    def conv(self, name, inputs, outputs, same=False):
+        width = outputs if same else self.width(name, outputs)
+        self.parts[name] = nn.Conv2d(inputs, width, 3, padding=1, bias=len(name) % 2 == 0)
+        self.norm(name, width)
+
+    def norm(self, name, channels):
+        self.parts[f"{name}norm"] = nn.BatchNorm2d(channels)
+
+    def masked(self, x, origin):
+        if self.dead is None:
+            return x, origin
+        mask = torch.tensor([who not in self.dead for who in origin], dtype=x.dtype)
+        return x * mask.reshape(1, -1, *[1] * (x.ndim - 2)), origin
+
+    def layer(self, name, x):
+        module = self.parts[name]
+        x = module(x)
+        x, origin = self.masked(x, [(f"parts.{name}", i) for i in range(outputs(module))])
+        if f"{name}norm" in self.parts:
+            x, _ = self.masked(self.parts[f"{name}norm"](x), origin)
+        return x, origin
+
+    def same(self, left, right):
+        assert self.dead is None or [who in self.dead for who in left] == [who in self.dead for who in right]
+
+    def forward(self, x):
+        origin, size = [("input", i) for i in range(SHAPE[0])], SHAPE[1]
+        for number, (word, value) in enumerate(self.words):
+            name = f"{word}{number}"
+            if word == "conv":
+                x, origin = self.layer(name, x)
+            elif word == "shared":
+                x, origin = self.layer(name, x)
+                for _ in range(2):
+                    x, again = self.layer(f"{name}again", F.relu(x))
+                    self.same(origin, again)
+                    origin = again
+            elif word == "depthwise":
+                x, after = self.layer(name, x)
+                self.same([who for who in origin for _ in range(value)], after)
+                origin = after
+            elif word == "residual":
+                y, _ = self.layer(f"{name}a", x)
+                y, other = self.layer(f"{name}b", self.act(y, name))
+                self.same(origin, other)
+                x = x + y
+            elif word in ("concat", "dense"):
+                y, left = self.layer(f"{name}a", x)
+                x, right = self.layer(f"{name}b", x) if word == "concat" else (x, origin)
+                x, origin = torch.cat([y, x], 1), left + right
+            elif word == "norm":
+                x = self.parts[f"{name}norm"](x)
+            elif word == "act":
+                x = [torch.sigmoid, F.relu, torch.tanh, F.leaky_relu][value % 4](x)
+            elif word == "drop":
+                x = F.dropout(x, 0.5, self.training)
+            elif word == "pool" and size > 1:
+                x, size = [F.max_pool2d, F.avg_pool2d][value % 2](x, 2), size // 2
+            elif word == "head":
+                if value == 2:
+                    x = x.mean((2, 3))
+                else:
+                    origin = [who for who in origin for _ in range(size * size)]
+                    x = x.flatten(1) if value == 0 else x.view(x.size(0), -1)
+                    if value == 1:
+                        x, origin = self.layer("hidden", x)
+                        x = F.relu(x)
+                x, _ = self.masked(x, origin)
+                return self.parts["last"](x)
+            x, origin = self.masked(x, origin)
+        raise AssertionError("no head")
+
+    def act(self, y, name):
+        y = torch.sigmoid(y)
+        return self.masked(y, [(f"parts.{name}a", i) for i in range(self.parts[f"{name}a"].out_channels)])[0]
+
+
+def randomized(net, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean):
+                tensor.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return net.double().eval()
+
+
+WORDS = st.one_of(
+    st.tuples(st.sampled_from(["conv", "residual", "concat", "dense", "shared"]), st.integers(1, 5)),
+    st.tuples(st.just("depthwise"), st.integers(1, 2)),
+    st.tuples(st.sampled_from(["act", "pool"]), st.integers(0, 3)),
+    st.tuples(st.sampled_from(["norm", "drop"]), st.just(0)),
+)
+NETS = st.tuples(st.lists(WORDS, min_size=1, max_size=6), st.integers(0, 2)).map(
+    lambda drawn: [*drawn[0], ("head", drawn[1])]
+)
+
+
+def some_units(graph, random):
+    """Random units to keep of every group, at least one for every layer."""
+    keep = {}
+    for name, group in graph.groups.items():
+        units = set(random.choice(group.size, random.integers(1, group.size + 1), replace=False).tolist())
+        for unit in group.producers.values():
+            if not units & set(unit.tolist()):
+                units.add(int(random.choice(unit)))
+        keep[name] = np.array(sorted(units))
+    return keep
+
+
+@settings(max_examples=40, deadline=None)
+@given(NETS, st.integers(0, 2**31))
+def test_the_smaller_network_equals_the_masked_one(words, seed):
+    net = randomized(Net(words), seed)
+    graph = groups.trace(net, SHAPE)
+    keep = some_units(graph, np.random.default_rng(seed))
+    widths, state = groups.remove(graph, keep)
+    x = torch.rand(3, *SHAPE, dtype=torch.float64)
+    with torch.no_grad():
+        smaller = Net(words, widths).double().eval()
+        smaller.load_state_dict(state, strict=True)
+        got = smaller(x)
+        net.dead = {
+            (path, int(channel))
+            for name, group in graph.groups.items()
+            for path, unit in group.producers.items()
+            for channel in np.flatnonzero(~np.isin(unit, keep[name]))
+        }
+        expected = net(x)
+    assert (got - expected).abs().max() <= 1e-10 * expected.abs().max()
+    # The same networks: what the budget counts while units go is what is counted on the result.
+    budget = Budget(graph)
+    for name, group in graph.groups.items():
+        for unit in set(range(group.size)) - set(keep[name].tolist()):
+            budget.remove((name, unit))
+    counted = count(smaller, SHAPE)
+    assert (budget.all()["macs"], budget.all()["parameters"]) == (counted["macs"], counted["parameters"])
+
+
+def test_every_layer_that_may_shrink_is_in_a_group():
+    words = [("conv", 4), ("act", 1), ("concat", 5), ("residual", 3), ("depthwise", 2), ("head", 1)]
+    graph = groups.trace(Net(words).eval(), SHAPE)
+    assert {name: list(group.producers) for name, group in graph.groups.items()} == {
+        "parts.conv0": ["parts.conv0"],
+        # One family: the residual add ties its last convolution to both branches of the concatenation.
+        "parts.concat2a": ["parts.concat2a", "parts.concat2b", "parts.residual3b", "parts.depthwise4"],
+        "parts.residual3a": ["parts.residual3a"],
+        "parts.hidden": ["parts.hidden"],
+    }
+    family = graph.groups["parts.concat2a"]
+    assert family.size == 8
+    assert family.producers["parts.concat2b"].tolist() == [5, 6, 7]
+    assert family.producers["parts.residual3b"].tolist() == list(range(8))
+    assert family.producers["parts.depthwise4"].tolist() == np.repeat(range(8), 2).tolist()
+
+
+def test_outputs_and_what_is_added_to_the_input_stay_whole():
+    graph = groups.trace(Net([("residual", 4), ("head", 0)]), SHAPE)
+    assert list(graph.groups) == ["parts.residual0a"]
+
+
+def test_models_of_the_house():
+    graph = groups.trace(resnet8.build(resnet8.WIDTHS, None), resnet8.INPUT_SHAPE)
+    tied = {tuple(group.producers) for group in graph.groups.values() if len(group.producers) > 1}
+    assert tied == set(resnet8.TIED)
+    assert graph.groups["conv1"].tensors.keys() == {"act1", "block1_act2"}
+    graph = groups.trace(cnn_small.build(cnn_small.WIDTHS, None), cnn_small.INPUT_SHAPE)
+    assert {name: group.size for name, group in graph.groups.items()} == cnn_small.WIDTHS
+    assert {name: list(group.tensors) for name, group in graph.groups.items()} == {
+        f"conv{i}": [f"act{i}"] for i in (1, 2, 3)
+    }
+
+
+class Bottleneck(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(i, o, 1) for i, o in ((2, 4), (4, 3), (3, 5), (5, 3)))
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.b(F.relu(self.a(x)))
+        x = x + self.d(F.relu(F.max_pool2d(self.c(x), 1)))
+        return self.last(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_where_no_activation_follows_the_value_itself_is_looked_at():
+    graph = groups.trace(Bottleneck(), SHAPE)
+    assert list(graph.groups["a"].tensors) == ["relu"]
+    assert list(graph.groups["c"].tensors) == ["relu_1"]
+    assert list(graph.groups["b"].producers) == ["b", "d"]
+    assert list(graph.groups["b"].tensors) == ["b", "adaptive_avg_pool2d"]
+
+
+def test_mode_and_state_of_the_model_are_left_alone():
+    net = Net([("conv", 3), ("head", 0)]).train()
+    net.parts["conv0norm"].eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    graph = groups.trace(net, SHAPE)
+    _, state = groups.remove(graph, {"parts.conv0": [1]})
+    state["parts.last.bias"] += 1
+    assert net.training and not net.parts["conv0norm"].training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("keep", [{"parts.conv0": []}, {"parts.conv0": [3]}, {"parts.conv0": [-1]},
+                                  {"parts.conv0": [1, 1]}, {"nobody": [0]}])  # fmt: skip
+def test_impossible_units_are_refused(keep):
+    graph = groups.trace(Net([("conv", 3), ("head", 0)]), SHAPE)
+    with pytest.raises(groups.GroupError):
+        groups.remove(graph, keep)
+
+
+# --- refused by name ---
+
+
+class Custom(nn.Conv2d):
+    pass
+
+
+def block(function, **parts):
+    """conv (2 -> 4 channels), then ``function(self, x)``."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 4, 3, padding=1)
+            self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
+            for name, part in parts.items():
+                setattr(self, name, part)
+
+        def forward(self, x):
+            return function(self, self.conv(x))
+
+    return Block()
+
+
+REFUSED = [
+    ("Softmax2d", block(lambda self, x: self.part(x), part=nn.Softmax2d())),
+    ("GroupNorm", block(lambda self, x: self.part(x), part=nn.GroupNorm(2, 4))),
+    ("ConvTranspose2d", block(lambda self, x: self.part(x), part=nn.ConvTranspose2d(4, 3, 3))),
+    ("2 groups", block(lambda self, x: self.part(x), part=nn.Conv2d(4, 4, 3, groups=2))),
+    ("ChannelShuffle", block(lambda self, x: self.part(x), part=nn.ChannelShuffle(2))),
+    ("PReLU", block(lambda self, x: self.part(x), part=nn.PReLU(4))),
+    ("Custom", block(lambda self, x: self.part(x), part=Custom(4, 4, 3))),
+    ("Linear", block(lambda self, x: self.part(x), part=nn.Linear(6, 3))),
+    ("matmul", block(lambda self, x: torch.matmul(x, x))),
+    ("chunk", block(lambda self, x: x.chunk(2, 1)[0])),
+    ("mul", block(lambda self, x: x * torch.sigmoid(x))),
+    ("over pictures or channels", block(lambda self, x: x + x.mean((1,), keepdim=True))),
+    ("broadcast", block(lambda self, x: x + self.part(x), part=nn.Conv2d(4, 1, 1))),
+    ("flattening", block(lambda self, x: x.reshape(2, 2, -1))),
+    ("flattening", block(lambda self, x: x.flatten(2))),
+    ("dimension 2", block(lambda self, x: torch.cat([x, x], 2))),
+    ("over pictures or channels", block(lambda self, x: x.mean((1, 2, 3)))),
+    ("permute", block(lambda self, x: x.permute(0, 2, 3, 1))),
+    ("scale", block(lambda self, x: x * self.scale)),
+    ("getitem", block(lambda self, x: x[:, :2])),
+    ("layer_norm", block(lambda self, x: F.layer_norm(x, (6, 6)))),
+]
+
+
+@pytest.mark.parametrize("name,net", REFUSED, ids=[f"{i}-{name}" for i, (name, _) in enumerate(REFUSED)])
+def test_what_is_not_known_is_refused_by_name(name, net):
+    with pytest.raises(groups.GroupError) as caught:
+        groups.trace(net, SHAPE)
+    assert name in str(caught.value)
+    assert caught.value.where and caught.value.fix
+
+
+def test_the_place_is_the_layer_and_the_line():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Softmax2d())
+    with pytest.raises(groups.GroupError) as caught:
+        groups.trace(net, SHAPE)
+    assert caught.value.where == "1"
+    with pytest.raises(groups.GroupError) as caught:
+        groups.trace(block(lambda self, x: x.cumsum(1)), SHAPE)
+    assert "test_trimming_groups.py" in str(caught.value.where)
+
+
+def branching(self, x):
+    return x if x.sum() > 0 else -x
+
+
+def test_control_flow_on_data_is_refused_with_its_line():
+    with pytest.raises(groups.GroupError, match="cannot be traced") as caught:
+        groups.trace(block(branching), SHAPE)
+    assert "test_trimming_groups.py" in caught.value.where and "x.sum() > 0" in caught.value.where
+
+
+def test_weights_under_two_names_are_refused():
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    net[2].weight = net[0].weight
+    with pytest.raises(groups.GroupError, match="share their weights") as caught:
+        groups.trace(net, SHAPE)
+    assert "0.weight and 2.weight" in str(caught.value)
+
+
+def test_a_picture_that_does_not_fit_names_the_layer():
+    with pytest.raises(groups.GroupError) as caught:
+        groups.trace(Net([("conv", 3), ("head", 0)]), (2, 9, 9))
+    assert "parts.last" in str(caught.value)
