@@ -62,7 +62,13 @@ MEAN_FUNCTIONS = {torch.mean, "mean"}
 CONCAT_FUNCTIONS = {torch.cat, torch.concat, torch.concatenate}
 SHAPE_FUNCTIONS = {torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze"}
 PASSED_FUNCTIONS = (
-    ACTIVATION_FUNCTIONS | SAME_FUNCTIONS | POOL_FUNCTIONS | ADD_FUNCTIONS | SCALE_FUNCTIONS | MEAN_FUNCTIONS
+    ACTIVATION_FUNCTIONS
+    | SAME_FUNCTIONS
+    | POOL_FUNCTIONS
+    | ADD_FUNCTIONS
+    | SCALE_FUNCTIONS
+    | MEAN_FUNCTIONS
+    | CONCAT_FUNCTIONS
 )
 # Numbers read off a tensor's shape, not tensors.
 NUMBER_FUNCTIONS = {getattr, operator.getitem, operator.floordiv, "size", "dim", "numel"}
@@ -351,9 +357,9 @@ class _Walk(fx.Interpreter):
     def _measured(self, members: list[Layer]) -> list[fx.Node]:
         """Where the outputs of these layers are looked at: after the activation that follows each.
 
-        From a layer's output on through BatchNorm, adds, pooling and the like (not through another layer or a
-        flattening) to the first activation on each way. In a residual block that is the activation after the
-        add: the value the next layers read, to which both branches contribute. A way on which the channels are
+        From a layer's output on through BatchNorm, adds, concatenations, pooling and the like (not through another
+        layer or a flattening) to the first activation on each way. In a residual block that is the activation after
+        the add: the value the next layers read, to which both branches contribute. A way on which the channels are
         used without an activation (a linear bottleneck) is looked at where they are used, phi being the identity.
         """
         found: dict[fx.Node, None] = {}

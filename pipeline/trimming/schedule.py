@@ -109,7 +109,7 @@ def trim(
             first = per_layer(graph, scores), per_layer(graph, values)
         if ratio == 0:
             break
-        target = ratio * step / steps
+        target = ratio * step / steps if step < steps else ratio
         keep = select(graph, scores, before, target, of, min_filters)
         for name, units in keep.items():
             for path, unit in graph.groups[name].producers.items():
@@ -122,7 +122,7 @@ def trim(
         now = Budget(graph).all()
         widths, _ = groups.remove(graph, {})
         history.append(
-            {"step": step, "target": target, "achieved": 1 - now[of] / before[of], **now, "widths": widths,
+            {"step": step, "target": target, "achieved": (before[of] - now[of]) / before[of], **now, "widths": widths,
              "finetune": record}
         )  # fmt: skip
     widths, state = groups.remove(graph, {})
@@ -132,7 +132,18 @@ def trim(
         kept[path], removed_at[path] = np.arange(widths[path]), np.zeros(widths[path], dtype=np.int64)
     after = Budget(graph).all()
     return Result(
-        widths, state, scored, values, kept, removed_at, of, ratio, 1 - after[of] / before[of], before, after, history
+        widths,
+        state,
+        scored,
+        values,
+        kept,
+        removed_at,
+        of,
+        ratio,
+        (before[of] - after[of]) / before[of],
+        before,
+        after,
+        history,
     )
 
 
@@ -214,7 +225,7 @@ def select(
     order = [(float(score), place, unit) for place, name in enumerate(graph.names)
              for unit, score in enumerate(scores[name])]  # fmt: skip
     for _, place, unit in sorted(order):
-        if removed(budget, before, of) >= target - 1e-12:
+        if removed(budget, before, of) >= target:
             break
         name = graph.names[place]
         if budget.may_go((name, unit), min_filters):
@@ -225,7 +236,7 @@ def select(
 
 def removed(budget: Budget, before: dict[str, int], of: str) -> float:
     """The fraction of ``before[of]`` that is gone."""
-    return 1 - budget.measure(of) / before[of]
+    return (before[of] - budget.measure(of)) / before[of]
 
 
 def _refuse_out_of_reach(graph, before: dict[str, int], ratio: float, of: str, min_filters: int) -> None:
@@ -237,7 +248,7 @@ def _refuse_out_of_reach(graph, before: dict[str, int], ratio: float, of: str, m
         for unit in sorted(set(range(graph.groups[name].size)) - set(units.tolist())):
             least.remove((name, unit))
     reach = removed(least, before, of)
-    if reach < ratio - 1e-12:
+    if reach < ratio:
         raise TrimError(
             f"{ratio:.1%} of the {of} cannot be removed: with at least {min_filters} filter(s) per layer "
             f"{reach:.1%} is the most",
