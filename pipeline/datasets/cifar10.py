@@ -86,14 +86,10 @@ def load(recipe, *, progress=None) -> dict:
 
     last = len(labels) - PER_BATCH
     names = [str(index) for index in range(last)]
-    assigned = split.assign(
-        names, labels[:last], CLASSES, validation=data.validation, test_fraction=0, seed=data.seed
-    )
+    assigned = split.assign(names, labels[:last], CLASSES, validation=data.validation, test_fraction=0, seed=data.seed)
     part = np.array([*assigned, *["test"] * PER_BATCH])
     return {
-        "splits": {
-            name: {"pixels": pixels[part == name], "labels": labels[part == name]} for name in split.SPLITS
-        },
+        "splits": {name: {"pixels": pixels[part == name], "labels": labels[part == name]} for name in split.SPLITS},
         "labels": CLASSES,
         "provenance": {
             "source": f"CIFAR-10, {kind} batches",
@@ -121,9 +117,7 @@ def _find(root: Path) -> tuple[str, list[Path]]:
                 return kind, [folder / name for name in names]
             if present:
                 absent = ", ".join(name for name in names if name not in present)
-                raise CifarError(
-                    f"batches are missing: {absent}", where=folder, fix=f"get them from {SPEC['address']}"
-                )
+                raise CifarError(f"batches are missing: {absent}", where=folder, fix=f"get them from {SPEC['address']}")
     for name in ARCHIVES:
         if (root / name).is_file():
             return "archive", [root / name]

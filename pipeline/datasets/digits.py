@@ -35,11 +35,7 @@ class DigitsError(SlimgateError):
 def seen(recipe) -> list:
     """sha256 of the file the digits lie in."""
     package = find_spec("sklearn")
-    file = (
-        Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-        if package
-        else None
-    )
+    file = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz" if package else None
     return [hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None]
 
 

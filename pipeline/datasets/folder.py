@@ -127,9 +127,7 @@ def _decode(path: Path, pictures: list[Picture], data, progress, label: str) -> 
 
     def one(picture: Picture) -> np.ndarray:
         where = picture.key if archive is None else f"{path}: {picture.name}"
-        return load_picture(
-            io.BytesIO(_read(archive, picture, where)), data.size, data.color, data.resize, name=where
-        )
+        return load_picture(io.BytesIO(_read(archive, picture, where)), data.size, data.color, data.resize, name=where)
 
     workers = os.cpu_count() or 1
     with archive or nullcontext(), ThreadPoolExecutor(workers) as pool:
@@ -149,6 +147,4 @@ def _read(archive: zipfile.ZipFile | None, picture: Picture, where: str) -> byte
         return Path(picture.key).read_bytes()
     # zlib's error for a damaged member derives from Exception alone; an unknown packing is NotImplementedError.
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
-        raise PictureError(
-            f"cannot be read: {error}", where=where, fix="replace or remove the file"
-        ) from error
+        raise PictureError(f"cannot be read: {error}", where=where, fix="replace or remove the file") from error

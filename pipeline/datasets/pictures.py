@@ -48,9 +48,7 @@ def load_picture(
 
 def _pixels(picture: Image.Image, size, color: str, resize: str, where) -> np.ndarray:
     if picture.format in NOT_DECODED:
-        raise PictureError(
-            f"{picture.format} is a drawing, not a picture", where=where, fix="convert it to PNG"
-        )
+        raise PictureError(f"{picture.format} is a drawing, not a picture", where=where, fix="convert it to PNG")
     if picture.width * picture.height > MAX_PIXELS:
         raise PictureError(
             f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}",
@@ -59,9 +57,7 @@ def _pixels(picture: Image.Image, size, color: str, resize: str, where) -> np.nd
         )
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format not in ONE_PICTURE:
-        raise PictureError(
-            f"{frames} frames in one file", where=where, fix="store the frame you mean as a picture"
-        )
+        raise PictureError(f"{frames} frames in one file", where=where, fix="store the frame you mean as a picture")
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         raise PictureError(
             f"more than 8 bits per pixel (Pillow's mode {picture.mode})",

@@ -76,9 +76,7 @@ def listing(path: Path, what: str) -> Listing:
     else:
         raise SourceError(f"{what} does not exist", where=path, fix="give a folder or a zip of class folders")
 
-    while len(tops := {parts[0] for parts in [*files, *folders]}) == 1 and all(
-        len(parts) > 2 for parts in files
-    ):
+    while len(tops := {parts[0] for parts in [*files, *folders]}) == 1 and all(len(parts) > 2 for parts in files):
         if not any(len(parts) == 2 for parts in folders):
             break
         files = {parts[1:]: value for parts, value in files.items()}
@@ -130,15 +128,11 @@ def _walk(root: Path) -> tuple[dict, set, int]:
             try:
                 found = entry.stat()
             except OSError as error:
-                raise SourceError(
-                    f"cannot be read: {error.strerror}", where=path, fix="is it a dead link?"
-                ) from error
+                raise SourceError(f"cannot be read: {error.strerror}", where=path, fix="is it a dead link?") from error
             if stat.S_ISDIR(found.st_mode):
                 identity = (found.st_dev, found.st_ino)
                 if identity in above:
-                    raise SourceError(
-                        "a link leads back to a folder above it", where=path, fix="remove the link"
-                    )
+                    raise SourceError("a link leads back to a folder above it", where=path, fix="remove the link")
                 folders.add(inner)
                 visit(path, inner, above | {identity})
             elif stat.S_ISREG(found.st_mode):
@@ -198,9 +192,7 @@ def _unzip(path: Path) -> tuple[dict, set, int]:
         if parts in files:
             raise SourceError("the zip holds this name twice", where=where, fix="make it again")
         if member.file_size > MAX_BYTES:
-            raise SourceError(
-                f"claims {member.file_size} bytes, more than {MAX_BYTES} of a picture", where=where
-            )
+            raise SourceError(f"claims {member.file_size} bytes, more than {MAX_BYTES} of a picture", where=where)
         files[parts] = (member.filename, (member.file_size, member.CRC))
     return files, folders, ignored
 

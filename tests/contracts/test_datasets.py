@@ -20,9 +20,7 @@ def module_of(name):
 
 
 def recipe(name):
-    return config.Recipe.model_validate(
-        {"name": "trial", "data": {"name": name}, "model": {"name": "cnn_small"}}
-    )
+    return config.Recipe.model_validate({"name": "trial", "data": {"name": name}, "model": {"name": "cnn_small"}})
 
 
 def test_the_folder_is_enumerated():
@@ -44,9 +42,7 @@ def test_loads_what_the_stage_writes(name):
     loaded = module.load(recipe(name))
     assert set(loaded) == {"splits", "labels", "provenance"}
     assert tuple(loaded["splits"]) == split.SPLITS
-    assert len(loaded["labels"]) == module.SPEC["classes"] and len(set(loaded["labels"])) == len(
-        loaded["labels"]
-    )
+    assert len(loaded["labels"]) == module.SPEC["classes"] and len(set(loaded["labels"])) == len(loaded["labels"])
     for part in loaded["splits"].values():
         assert part["pixels"].dtype == np.uint8 and part["pixels"].shape[1:] == module.SPEC["shape"]
         assert part["labels"].dtype == np.int64 and len(part["labels"]) == len(part["pixels"])

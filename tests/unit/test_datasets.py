@@ -80,9 +80,7 @@ def test_adding_pictures_moves_no_old_one_when_the_old_division_is_given():
 
 def test_a_class_too_small_for_every_split_is_named():
     with pytest.raises(split.SplitError, match="class 'b' has 2"):
-        split.assign(
-            list("uvwxyz"), [0, 0, 0, 0, 1, 1], ["a", "b"], validation=0.2, test_fraction=0.2, seed=0
-        )
+        split.assign(list("uvwxyz"), [0, 0, 0, 0, 1, 1], ["a", "b"], validation=0.2, test_fraction=0.2, seed=0)
 
 
 # --- the stage ---
@@ -186,9 +184,7 @@ def test_python_binary_and_archive_give_the_same_pictures(tmp_path, batches, mon
         archive.add(python, "cifar-10-batches-py")
     monkeypatch.setitem(cifar10.ARCHIVES, packed.name, hashlib.md5(packed.read_bytes()).hexdigest())
 
-    loaded = [
-        cifar10.load(recipe(name="cifar10", root=str(root))) for root in (python, binary, packed.parent)
-    ]
+    loaded = [cifar10.load(recipe(name="cifar10", root=str(root))) for root in (python, binary, packed.parent)]
     for other in loaded[1:]:
         for name in split.SPLITS:
             for key in ("pixels", "labels"):
@@ -196,9 +192,7 @@ def test_python_binary_and_archive_give_the_same_pictures(tmp_path, batches, mon
     test = loaded[0]["splits"]["test"]
     assert test["labels"].tolist() == batches["test_batch"][1]
     # Red, green and blue planes one after the other, each row by row.
-    assert test["pixels"][3, 2, 1].tolist() == [
-        int(batches["test_batch"][0][3, c * 1024 + 65]) for c in range(3)
-    ]
+    assert test["pixels"][3, 2, 1].tolist() == [int(batches["test_batch"][0][3, c * 1024 + 65]) for c in range(3)]
     assert {name: len(part["labels"]) for name, part in loaded[0]["splits"].items()} == {
         "train": 80, "val": 20, "test": 20,
     }  # fmt: skip
@@ -268,9 +262,7 @@ def test_a_pickle_that_calls_is_refused_and_does_not_run(capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"garbage", pickle.dumps([1]), pickle.dumps({"data": 1, "labels": [1]})]
-)
+@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps([1]), pickle.dumps({"data": 1, "labels": [1]})])
 def test_a_pickle_that_is_no_batch_is_refused(content):
     with pytest.raises(cifar10.CifarError):
         cifar10._unpickle(content, "data_batch_1")
@@ -281,13 +273,9 @@ def test_published_pickles_of_python_2_are_read(monkeypatch):
     monkeypatch.setattr(cifar10, "PER_BATCH", 1)
     buffer = io.BytesIO()
     row = bytes(range(256)) * 12
-    buffer.write(
-        b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R("
-    )
+    buffer.write(b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(")
     buffer.write(b"K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R")
-    buffer.write(
-        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T\x00\x0c\x00\x00" + row + b"tb"
-    )
+    buffer.write(b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T\x00\x0c\x00\x00" + row + b"tb")
     buffer.write(b"U\x06labels](K\x06eu.")
     pixels, labels = cifar10._unpickle(buffer.getvalue(), "data_batch_1")
     assert labels.tolist() == [6]

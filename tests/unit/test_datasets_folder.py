@@ -47,9 +47,7 @@ def pack(root: Path, file: Path, prefix="") -> Path:
 
 def recipe(base: Path, **data) -> Recipe:
     """The recipe ``base``/trial.toml; JSON's strings, numbers and lists are TOML's."""
-    keys = [
-        f"{key} = {json.dumps(value)}" for key, value in {"name": "folder", "size": [8, 8], **data}.items()
-    ]
+    keys = [f"{key} = {json.dumps(value)}" for key, value in {"name": "folder", "size": [8, 8], **data}.items()]
     file = base / "trial.toml"
     file.write_text("\n".join(["[model]", 'name = "cnn_small"', "[data]", *keys, ""]))
     return config.load(file)
@@ -190,9 +188,7 @@ def test_folder_zip_and_zip_in_a_top_folder_give_the_same(tmp_path):
     for other in loaded[1:]:
         assert names(other) == names(loaded[0])
         for part, same in zip(other["splits"].values(), loaded[0]["splits"].values(), strict=True):
-            assert np.array_equal(part["pixels"], same["pixels"]) and np.array_equal(
-                part["labels"], same["labels"]
-            )
+            assert np.array_equal(part["pixels"], same["pixels"]) and np.array_equal(part["labels"], same["labels"])
 
 
 def test_labels_belong_to_their_pictures(tmp_path):
