@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 BOARD  ?= pynq-z2
 PLACE  ?= simulated
 RECIPE ?= runs/digits.toml
+STUDY  ?= digits_seeds
 ARGS   ?=
 
 # The first of these that runs and is of a supported version; python3 as it is for the message otherwise.
@@ -15,12 +16,12 @@ PYTHON = $(shell for p in python3.11 python3.12 python3; do \
 	if $$p -c '$(SUPPORTED)' 2>/dev/null; then echo $$p; exit; fi; done; echo python3)
 RUN := .venv/bin/python -m pipeline
 
-.PHONY: help venv benchmark bitstream test lint bench clean
+.PHONY: help venv benchmark bitstream test lint bench study clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "Variables: BOARD=$(BOARD) PLACE=$(PLACE) RECIPE=$(RECIPE) ARGS= (more options) PYTHON= (3.11 or 3.12)"
+	@echo "Variables: BOARD=$(BOARD) PLACE=$(PLACE) RECIPE=$(RECIPE) STUDY=$(STUDY) ARGS= (more options) PYTHON= (3.11 or 3.12)"
 
 venv:  ## make or repair .venv with the pinned packages (the other targets do this themselves)
 	@command -v $(PYTHON) >/dev/null || { echo "slimgate: Python 3.11 or 3.12 is needed and none was found" >&2; exit 2; }
@@ -41,6 +42,9 @@ lint: venv  ## style, and that imports point one way: pipeline -> hls -> boards
 
 bench: venv  ## speed of our C simulation against hls4ml's own, as ratios
 	@.venv/bin/python -m pipeline.bench $(ARGS)
+
+study: venv  ## a longer investigation, STUDY of pipeline/studies: does a claim hold over seeds?
+	@.venv/bin/python -m pipeline.studies.$(STUDY) $(ARGS)
 
 clean:  ## remove build/ and caches (not .venv)
 	rm -rf build .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

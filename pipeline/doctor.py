@@ -14,6 +14,7 @@ from rich.table import Table
 
 from boards import board
 from boards.errors import SlimgateError
+from hls import toolchain
 from pipeline import keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,8 +40,8 @@ def examine(build: Path = Path("build")) -> list[Finding]:
         _python(),
         *_packages(),
         _compiler(),
-        _program("Vitis HLS", ("vitis-run", "vitis_hls"), "synthesis of the design: make bitstream"),
-        _program("Vivado", ("vivado",), "block design and bitstream: make bitstream"),
+        _program("Vitis HLS", toolchain.VITIS_HLS, "synthesis of the design: make bitstream"),
+        _program("Vivado", toolchain.VIVADO, "block design and bitstream: make bitstream"),
         _program("ssh", ("ssh",), "places on a real board"),
         _boards(),
         _disk(build),
@@ -110,10 +111,11 @@ def _compiler() -> Finding:
 
 
 def _program(what: str, names: tuple[str, ...], prevents: str) -> Finding:
-    for name in names:
-        if path := shutil.which(name):
-            return Finding(what, "ok", path)
-    return Finding(what, "missing", f"no {' or '.join(names)} on PATH", prevents)
+    variable = toolchain.VARIABLES.get(what, "")
+    if path := toolchain.find(names, variable):
+        return Finding(what, "ok", str(path))
+    where = f"in ${variable}/bin or on PATH" if variable else "on PATH"
+    return Finding(what, "missing", f"no {' or '.join(names)} {where}", prevents)
 
 
 def _boards() -> Finding:
