@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import operator
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,10 +88,7 @@ class Layer:
     inputs: np.ndarray
     outputs: np.ndarray
     positions: int  # output positions per picture at which its weights multiply, over all its calls
-
-    @property
-    def depthwise(self) -> bool:
-        return isinstance(self.module, CONVOLUTIONS) and self.module.groups > 1
+    depthwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,15 +122,23 @@ class Graph:
     def names(self) -> list[str]:
         return list(self.groups)
 
+    @property
+    def depthwise(self) -> list[str]:
+        return [path for path, layer in self.layers.items() if layer.depthwise]
 
-def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
-    """Trace ``model`` for one input (C, H, W) and find its groups. GroupError where it cannot be trimmed."""
+
+def trace(model: nn.Module, input_shape: tuple[int, ...], depthwise: Collection[str] = ()) -> Graph:
+    """Trace ``model`` for one input (C, H, W) and find its groups. GroupError where it cannot be trimmed.
+
+    ``depthwise`` names convolutions to be taken as depthwise, ``graph.depthwise`` of the network before it was
+    trimmed: with one channel left nothing in such a layer tells it from a dense one.
+    """
     _refuse_shared_parameters(model)
     training = {module: module.training for module in model.modules()}
     try:
         # The trace keeps what self.training was, so that a functional dropout must be off by now.
         model.eval()
-        walk = _Walk(_traced(model))
+        walk = _Walk(_traced(model), depthwise)
         example = next(model.parameters())
         with torch.no_grad():
             # Two pictures: a batch of one could be taken for a channel.
@@ -170,8 +176,9 @@ def _traced(model: nn.Module) -> fx.GraphModule:
 class _Walk(fx.Interpreter):
     """Runs the trace once and notes, node by node, which channels each tensor has."""
 
-    def __init__(self, traced: fx.GraphModule):
+    def __init__(self, traced: fx.GraphModule, depthwise: Collection[str]):
         super().__init__(traced)
+        self.depthwise = depthwise
         self.parent: list[int] = []
         self.layers: dict[str, Layer] = {}
         self.ids: dict[fx.Node, np.ndarray] = {}
@@ -242,19 +249,20 @@ class _Walk(fx.Interpreter):
             return self._layer(node, module, ids, lambda: self._fresh(module.out_features), 1)
         if kind in CONVOLUTIONS:
             positions = math.prod(self.shapes[node][2:])
-            if module.groups == 1:
+            depthwise = module.groups == module.in_channels and (module.groups > 1 or node.target in self.depthwise)
+            if module.groups == 1 and not depthwise:
                 return self._layer(node, module, ids, lambda: self._fresh(module.out_channels), positions)
-            if module.groups == module.in_channels:
+            if depthwise:
                 each = module.out_channels // module.in_channels
-                return self._layer(node, module, ids, lambda: np.repeat(ids, each), positions)
+                return self._layer(node, module, ids, lambda: np.repeat(ids, each), positions, True)
             raise self._refused(node, f"a convolution of {module.groups} groups, neither dense nor depthwise")
         raise self._refused(node)
 
-    def _layer(self, node, module, inputs, outputs, positions: int) -> np.ndarray:
+    def _layer(self, node, module, inputs, outputs, positions: int, depthwise: bool = False) -> np.ndarray:
         """Note a layer; on a further call of the same one its inputs and outputs are united with the first call's."""
         layer = self.layers.get(node.target)
         if layer is None:
-            layer = self.layers[node.target] = Layer(node.target, module, inputs, outputs(), 0)
+            layer = self.layers[node.target] = Layer(node.target, module, inputs, outputs(), 0, depthwise)
         else:
             self._unite(layer.inputs, inputs)
         layer.positions += positions

@@ -118,7 +118,7 @@ def trim(
                 kept[path] = kept[path][stays]
         smaller = shrink(graph, keep, build, input_shape)
         record = finetune(smaller, step)
-        graph = groups.trace(smaller, input_shape)
+        graph = groups.trace(smaller, input_shape, graph.depthwise)
         now = Budget(graph).all()
         widths, _ = groups.remove(graph, {})
         history.append(

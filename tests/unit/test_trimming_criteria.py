@@ -11,6 +11,15 @@ from pipeline.models import cnn_small, resnet8
 from pipeline.trimming import criteria, groups
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads only get in one another's way on networks this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def network(module, seed=0):
     torch.manual_seed(seed)
     net = module.build(module.WIDTHS, None)

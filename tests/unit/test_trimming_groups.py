@@ -13,6 +13,16 @@ from pipeline.trimming import groups
 from pipeline.trimming.count import count
 from pipeline.trimming.schedule import Budget
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads only get in one another's way on networks this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 SHAPE = (2, 6, 6)
 
 
@@ -182,7 +192,7 @@ def some_units(graph, random):
 @given(NETS, st.integers(0, 2**31))
 def test_the_smaller_network_equals_the_masked_one(words, seed):
     net = randomized(Net(words), seed)
-    graph = groups.trace(net, SHAPE)
+    graph = groups.trace(net, SHAPE, [f"parts.{word}{i}" for i, (word, _) in enumerate(words) if word == "depthwise"])
     keep = some_units(graph, np.random.default_rng(seed))
     widths, state = groups.remove(graph, keep)
     x = torch.rand(3, *SHAPE, dtype=torch.float64)
@@ -222,6 +232,13 @@ def test_every_layer_that_may_shrink_is_in_a_group():
     assert family.producers["parts.concat2b"].tolist() == [5, 6, 7]
     assert family.producers["parts.residual3b"].tolist() == list(range(8))
     assert family.producers["parts.depthwise4"].tolist() == np.repeat(range(8), 2).tolist()
+
+
+def test_a_depthwise_layer_of_one_channel_stays_depthwise_when_told():
+    net = Net([("conv", 1), ("depthwise", 2), ("head", 0)])
+    assert list(groups.trace(net, SHAPE).groups) == ["parts.conv0", "parts.depthwise1"]
+    graph = groups.trace(net, SHAPE, ["parts.depthwise1"])
+    assert list(graph.groups) == ["parts.conv0"] and graph.depthwise == ["parts.depthwise1"]
 
 
 def test_outputs_and_what_is_added_to_the_input_stay_whole():

@@ -13,6 +13,16 @@ from pipeline.trimming import criteria, groups, schedule
 from pipeline.trimming.count import count
 from pipeline.trimming.methods import METHODS
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads only get in one another's way on networks this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 PICTURES = {module: torch.rand(12, *module.INPUT_SHAPE) for module in (cnn_small, resnet8)}
 
 
@@ -230,6 +240,22 @@ def test_layers_of_the_output_are_whole_and_not_scored():
     result = trim(Segment({"a": 8}), build=Segment, ratio=0.5, input_shape=(1, 8, 8))
     assert result.widths == {"a": 4, "b": 2}
     assert len(result.scores["b"]) == len(result.relevance["b"]) == 0 and result.kept["b"].tolist() == [0, 1]
+
+
+def test_depthwise_layers_follow_theirs_down_to_one_channel():
+    class Separable(nn.Module):
+        def __init__(self, widths):
+            super().__init__()
+            a, b, c = (widths[name] for name in "abc")
+            self.a, self.b = nn.Conv2d(1, a, 3), nn.Conv2d(a, 2 * a, 3, groups=a)
+            self.c, self.act, self.last = nn.Conv2d(b, c, 1), nn.ReLU(), nn.Linear(c, 2)
+
+        def forward(self, x):
+            return self.last(self.act(self.c(self.act(self.b(self.act(self.a(x)))))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    result = trim(Separable({"a": 4, "b": 8, "c": 5}), build=Separable, of="filters", ratio=13 / 17, steps=4)
+    assert result.widths == {"a": 1, "b": 2, "c": 1}
 
 
 def options(**changed):
