@@ -478,6 +478,8 @@ def main(arguments=None):
     if options.singles < 1 or options.warmup < 0 or not options.timeout > 0 or options.memory_mib < 1:
         parser.error("--singles and --memory-mib from 1, --warmup from 0, --timeout above 0")
 
+    if not options.out.parent.is_dir():
+        parser.error("there is no folder %s for the result" % options.out.parent)
     codes_path = options.out.with_suffix(".codes.npy")
     for old in (options.out, codes_path):  # an old result must not be mistaken for this run's
         if old.exists():
@@ -499,7 +501,11 @@ def main(arguments=None):
         code = TROUBLE
         text = "%s: %s" % (type(error).__name__, error)
         result = {"status": "error", "error": {"code": code, "kind": "unforeseen", "text": text, "details": {}}}
-    write_whole(options.out, canonical(dict(head, **result)))
+    try:
+        write_whole(options.out, canonical(dict(head, **result)))
+    except OSError as error:
+        print("the result cannot be written: %s" % error, file=sys.stderr)
+        return TROUBLE
     if result["status"] == "error":
         print(result["error"]["text"], file=sys.stderr)
     else:

@@ -252,6 +252,18 @@ def test_the_result_is_there_in_full_or_not_at_all(tmp_path, monkeypatch):
     assert out.read_text() == "old"
 
 
+def test_a_result_that_cannot_be_written_is_not_a_mismatch(folder, tmp_path, monkeypatch, capsys):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onboard.os, "fsync", full)
+    assert onboard.main(["--package", str(tmp_path), "--out", str(tmp_path / "r.json")]) == 3
+    assert "No space left on device" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        onboard.main(["--package", str(folder), "--out", str(tmp_path / "none" / "r.json")])
+    assert stop.value.code == 2
+
+
 @pytest.mark.parametrize("text", ["--singles 0", "--warmup -1", "--timeout 0", "--memory-mib 0"])
 def test_senseless_options(text, tmp_path):
     with pytest.raises(SystemExit) as stop:
