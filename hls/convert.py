@@ -64,6 +64,18 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
 # --------------------------------------------------------------------------- hls4ml
 
 
+def predictor(model, analysis: Analysis, plan: dict, *, part: str, folder: Path):
+    """hls4ml's own C simulation of the same network, compiled: a function from values (N, *shape) to values.
+
+    Only for comparisons; the proofs of this project run :mod:`hls.csim`.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = _to_hls4ml(model, analysis, plan, part, folder)
+        graph.compile()
+    return lambda values: graph.predict(np.ascontiguousarray(values, dtype=np.float32))
+
+
 def illegal_reuse_factors(plan: dict) -> list[str]:
     """The layers of a plan whose reuse factor hls4ml itself would change, by its own rule."""
     import hls4ml
