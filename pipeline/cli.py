@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -25,9 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("slimgate: interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `slimgate summary | head`
+    except BrokenPipeError:  # `slimgate summary | head`: nobody reads on, and what was asked for was not finished
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE
     except Exception as error:  # noqa: BLE001 - the one place that turns a bug into words
         traceback.print_exc()
         print(f"slimgate: a bug in slimgate ({type(error).__name__}); finished stages are kept", file=sys.stderr)

@@ -69,7 +69,8 @@ class Stage:
     run: str  #: "package.module:function", imported only when the stage has to run; called with a Context
     needs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()  #: files or non-empty folders that must exist afterwards
-    metrics: tuple[str, ...] = ()  #: metrics that must have been told, or the gate stays shut
+    metrics: tuple[str, ...] = ()  #: metrics that must have been told, or the stage has failed
+    gates: tuple[str, ...] = ()  #: gates that must have been passed: a check that was not made is not passed
     config: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -322,6 +323,9 @@ class Run:
         missing = [name for name in stage.metrics if name not in context.metrics]
         if missing:
             context.gate("figures complete", False, f"stage {stage.name!r} told nothing about {', '.join(missing)}")
+        missing = sorted(set(stage.gates) - {gate["name"] for gate in context.gates})
+        if missing:
+            context.gate("gates complete", False, f"stage {stage.name!r} did not check: {', '.join(missing)}")
         here = os.fsencode(context.folder.name)
         for name, path in keys.files_of(context.folder).items():
             if here in path.read_bytes():

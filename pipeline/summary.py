@@ -85,7 +85,7 @@ def collect(run: Path) -> dict[str, Any]:
             return None
         return {"mismatches": entry["value"], "compared": entry.get("compared"), "evidence": entry["evidence"]}
 
-    trimmed = metric("trim", "macs") or {}
+    asked = found.get("trim", {}).get("config", {}).get("trim", {})
     return {
         "run": run.name,
         "board": last["board"],
@@ -96,7 +96,11 @@ def collect(run: Path) -> dict[str, Any]:
         "samples": value("benchmark", "samples"),
         "parameters": {"float": value("train", "parameters"), "trimmed": value("trim", "parameters")},
         "macs": {"float": value("train", "macs"), "trimmed": value("trim", "macs")},
-        "trim": {"asked": trimmed.get("asked"), "achieved": trimmed.get("achieved")},
+        "trim": {
+            "of": asked.get("of"),
+            "asked": asked.get("ratio"),
+            "achieved": value("trim", f"{asked.get('of')}_removed"),
+        },
         "accuracy": {name: accuracy(stage) for name, stage in ACCURACIES.items()},
         "mismatches": {kind: mismatches(kind, stage) for kind, stage in MISMATCHES.items()},
         "plan": found.get("plan", {}).get("metrics", {}),
@@ -145,7 +149,9 @@ def show(summary: dict, console: Console) -> None:
         table = Table("plan", "value", "unit", "evidence")
         for name, entry in summary["plan"].items():
             number = entry["value"]
-            text = f"{number:,.4g}" if isinstance(number, float) else str(number)
+            text = str(number)
+            if isinstance(number, int | float):
+                text = f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
             table.add_row(name, text, entry["unit"] or "", entry["evidence"])
         console.print(table)
     if summary["report"]:

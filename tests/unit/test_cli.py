@@ -134,7 +134,7 @@ def test_summary_leaves_out_what_no_longer_belongs_together(toy):  # noqa: F811
 
 FIGURES = {
     "train": {"accuracy_test": 0.98, "parameters": 1000, "macs": 5000},
-    "trim": {"accuracy_test": 0.97, "parameters": 400, "macs": 2000},
+    "trim": {"accuracy_test": 0.97, "parameters": 400, "macs": 2000, "macs_removed": 0.6},
     "quantize": {"accuracy_test": 0.965},
     "export": {"qonnx_mismatches": 0},
     "plan": {"dsp": 40},
@@ -154,7 +154,7 @@ def figures(tmp_path):
         }
         entries.get("accuracy_test", {})["interval"] = [0.9, 0.99]
         manifest = {"key": name, "content": name, "inputs": {}, "input_keys": {}, "metrics": entries, "gates": [],
-                    "config": {"place": "simulated"}}  # fmt: skip
+                    "config": {"place": "simulated", "trim": {"of": "macs", "ratio": 0.5}}}  # fmt: skip
         (run / name).mkdir(parents=True)
         (run / name / keys.MANIFEST).write_text(json.dumps(manifest))
     last = {"board": "pynq-z2", "place": "simulated", "command": "slimgate run x.toml", "pending": [],
@@ -171,6 +171,7 @@ def test_summary_has_every_figure(figures, capsys):
     assert collected["accuracy"]["board"] == accuracy
     assert collected["parameters"] == {"float": 1000, "trimmed": 400}
     assert collected["macs"] == {"float": 5000, "trimmed": 2000}
+    assert collected["trim"] == {"of": "macs", "asked": 0.5, "achieved": 0.6}
     for kind in ("qonnx", "csim", "board"):
         assert collected["mismatches"][kind] == {"mismatches": 0, "compared": 3600, "evidence": "simulated"}
     assert (collected["run"], collected["board"], collected["place"]) == ("x-pynq-z2", "pynq-z2", "simulated")

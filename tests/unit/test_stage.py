@@ -227,6 +227,12 @@ def test_missing_metric_shuts_the_gate(toy):
         toy.execute(stages=stages)
 
 
+def test_gate_that_was_not_asked_is_shut(toy):
+    stages = [Stage("a", f"{toy.package}.a:run", config=("alpha",), gates=("all codes equal",))]
+    with pytest.raises(GateFailed, match="did not check: all codes equal"):
+        toy.execute(stages=stages)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
