@@ -23,7 +23,7 @@ from boards.simulated.accelerator import Accelerator
 from hls import wire
 from hls.convert import PROJECT, TEMPLATES, read_weights
 
-FLAGS = ("-O2", "-std=c++17", "-w", "-fPIC", "-shared", "-fno-gnu-unique", "-fvisibility=default")
+FLAGS = ("-O3", "-std=c++17", "-w", "-fPIC", "-shared", "-fno-gnu-unique", "-fvisibility=default")
 UNITS = ("slimgate_axis.cpp",)
 
 
@@ -118,9 +118,10 @@ def _compile(gxx: str, flags: list[str], project: Path, network: str, library: P
         (Path(scratch) / "network_unit.cpp").write_text(network)
         made = Path(scratch) / "design.so"
         firmware = project / "firmware"
+        _faster_types(firmware / "ap_types", Path(scratch) / "ap_types")
         command = [gxx, *flags, f"-ffile-prefix-map={project}=.", f"-ffile-prefix-map={scratch}=.",
                    f"-ffile-prefix-map={TEMPLATES}=.",
-                   *(f"-I{f}" for f in (TEMPLATES / "csim", project, firmware, firmware / "ap_types")),
+                   *(f"-I{f}" for f in (TEMPLATES / "csim", project, firmware, Path(scratch) / "ap_types")),
                    f"{scratch}/network_unit.cpp", *(str(project / u) for u in UNITS), str(TEMPLATES / "csim" / "capi.cpp"),
                    "-o", str(made)]
         result = subprocess.run(command, capture_output=True, text=True)
@@ -129,6 +130,22 @@ def _compile(gxx: str, flags: list[str], project: Path, network: str, library: P
             raise CsimError("the generated C++ does not compile:\n  " + "\n  ".join(errors), where=project,
                             fix="if the disk is full or memory short free some; else report the network")
         os.replace(made, library)
+
+
+def _faster_types(source: Path, target: Path) -> None:
+    """Copy the C simulation's ap_types with one overload added.
+
+    ``clearUnusedBits`` is declared ``volatile`` only, so every arithmetic result takes a trip through memory. The copy has
+    the same function without that word beside it, which ordinary objects then pick: same bits, several times the speed (`make bench`).
+    """
+    shutil.copytree(source, target)
+    header = target / "etc" / "ap_private.h"
+    text = header.read_text()
+    found = re.search(r"  INLINE void clearUnusedBits\(void\) volatile\n.*?\n  }\n", text, re.S)
+    if found is None:
+        raise CsimError("ap_private.h is not the one of hls4ml 1.3.0", where=source, fix="run the convert stage again")
+    plain = found[0].replace("(void) volatile", "(void)", 1)
+    header.write_text(text[: found.end()] + plain + text[found.end() :])
 
 
 # --------------------------------------------------------------------------- run
