@@ -1,0 +1,1 @@
+"""Measurements over several runs; each writes a page of docs/results."""
