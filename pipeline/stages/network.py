@@ -48,6 +48,6 @@ def tell_share(ctx, name: str, successes: int, total: int) -> None:
 def tell_size(ctx, model: nn.Module, input_shape) -> dict:
     """Record ``macs`` and ``parameters``; returns the whole count."""
     counted = count(model, input_shape)
-    ctx.metric("macs", counted["macs"], "trained", unit="MAC")
+    ctx.metric("macs", counted["macs"], "trained", unit="MAC", layers=counted["layers"])
     ctx.metric("parameters", counted["parameters"], "trained")
     return counted
