@@ -37,6 +37,7 @@ PROBE = {
 # AMD PG021: offsets of the status and length registers, and the status bits.
 MM2S_STATUS, S2MM_STATUS, S2MM_LENGTH = 0x04, 0x34, 0x58
 IDLE, ERRORS, RESET = 0x2, 0x70, 0x4
+BOARD_FILE = Path("/proc/device-tree/chosen/pynq_board")
 
 
 class Stop(Exception):
@@ -202,7 +203,7 @@ class Link:
             raise Stop(WRONG_INPUT, "board", "this is a %s machine; the package is for %s (%s)"
                        % (arch, self.manifest["board"], self.manifest["arch"]))  # fmt: skip
         try:
-            says = Path("/proc/device-tree/chosen/pynq_board").read_bytes().rstrip(b"\0").decode("ascii", "replace")
+            says = BOARD_FILE.read_bytes().rstrip(b"\0").decode("ascii", "replace")
         except OSError:
             says = ""
         known = self.manifest["pynq_names"]

@@ -259,6 +259,8 @@ def test_more_outputs_than_one_answer_holds_and_a_crash(tmp_path):
         assert (len(out), len(last), sum(last), set(keep)) == (16 * 9000, 18000, 1, {0xFF})
     with pytest.raises(AcceleratorError, match="missing"):
         Accelerator(tmp_path / "none.so")
+    with pytest.raises(AcceleratorError, match="interface version 2"):
+        Accelerator(compile_toy("-DABI_VERSION=2"))
     (tmp_path / "text.so").write_text("not a library")
     with pytest.raises(AcceleratorError, match="not a compiled slimgate design"):
         Accelerator(tmp_path / "text.so")

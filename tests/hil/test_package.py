@@ -133,6 +133,13 @@ def test_two_folders_and_no_package(tmp_path):
         open_package(tmp_path / "none.tar.gz")
 
 
+def test_a_manifest_that_was_only_written_differently(folder):
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text())))
+    with pytest.raises(PackageError, match=r"manifest\.json was changed"):
+        open_package(folder)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"self_sha256": 1}', "not json"])
 def test_a_manifest_that_is_none(folder, text):
     (folder / "manifest.json").write_text(text)

@@ -12,7 +12,7 @@ from boards.simulated.session import SimulatedSession
 from pipeline import package as building
 from pipeline.datasets.pictures import PictureError
 from pipeline.datasets.pictures import load_picture as of_training
-from tests.hil.toy import toy_outputs
+from tests.hil.toy import build, compile_toy, toy_outputs
 
 RNG = np.random.default_rng(3)
 
@@ -127,6 +127,31 @@ def test_what_training_refuses_the_board_refuses_and_names(tmp_path, make):
     assert stop.value.code == 2
     with pytest.raises(PictureError):
         of_training(path, (4, 4), "gray", "bilinear")
+
+
+def test_drawings_and_giants_are_refused(tmp_path, monkeypatch):
+    from pipeline.datasets import pictures
+
+    Image.fromarray(noise(8, 8, 3)).save(tmp_path / "drawing.eps")
+    with pytest.raises(onboard.run.Stop, match="a drawing, not a picture"):
+        onboard.load_picture(tmp_path / "drawing.eps", [4, 4], "rgb", "box")
+    assert onboard.MAX_PIXELS == pictures.MAX_PIXELS
+    monkeypatch.setattr(onboard, "MAX_PIXELS", 62)
+    with pytest.raises(onboard.run.Stop, match="9 x 7 pixels|7 x 9 pixels"):
+        onboard.load_picture(save(tmp_path, "gray.png"), [4, 4], "gray", "box")
+
+
+def test_dirty_padding_is_no_answer(tmp_path):
+    from boards.simulated import device
+
+    package = build(tmp_path, library=compile_toy("-DFAULT_PADDING"))
+    machine = device.register(package.library, board.load("pynq-z2"))
+    try:
+        classifier = onboard.Classifier(package.folder)
+        with pytest.raises(onboard.run.Stop, match="padding"):
+            classifier.codes(np.zeros((2, 4, 4, 1), np.uint8))
+    finally:
+        machine.close()
 
 
 def test_codes_are_the_upper_bits():

@@ -73,11 +73,18 @@ def test_a_deleted_library_fails_the_run(on_board, folder, tmp_path):
 
 
 def test_a_flipped_output_bit(on_board, folder):
-    code, result = on_board(folder, library=compile_toy("-DFAULT_FLIP_BIT"))
-    assert code == 1
+    code, result = on_board(folder, library=compile_toy("-DFAULT_FLIP_BIT=5"))
+    assert (code, result["status"]) == (1, "mismatch")
     assert result["singles"]["mismatches"] == 1 and result["stream"]["mismatches"] == 0
     first = result["singles"]["first_mismatch"]
     assert (first["sample"], first["output"], first["board"] ^ first["golden"]) == (2, 1, 4)  # fifth after two warm-ups
+
+
+def test_a_bit_flipped_in_the_stream_only(on_board, folder):
+    code, result = on_board(folder, library=compile_toy("-DFAULT_FLIP_BIT=20"))
+    assert (code, result["status"]) == (1, "mismatch")
+    assert result["singles"]["mismatches"] == 0 and result["stream"]["mismatches"] == 1
+    assert result["stream"]["first_mismatch"]["sample"] == 20 - 2 - 12 - 1
 
 
 def test_missing_tlast_is_a_timeout_after_one_retry(on_board, folder):
@@ -93,6 +100,17 @@ def test_early_tlast_is_a_wrong_length(on_board, folder):
     code, result = on_board(folder, library=compile_toy("-DFAULT_EARLY_TLAST"))
     assert (code, result["error"]["kind"]) == (1, "length")
     assert (result["error"]["details"]["received"], result["error"]["details"]["wanted"]) == (8, 16)
+
+
+def test_a_last_beat_that_is_not_kept_whole_is_a_wrong_length(on_board, folder):
+    code, result = on_board(folder, library=compile_toy("-DFAULT_SHORT_KEEP"))
+    assert (code, result["error"]["kind"], result["error"]["details"]["received"]) == (1, "length", 12)
+
+
+def test_more_beats_than_asked_for_is_a_dma_error_at_once(on_board, folder):
+    code, result = on_board(folder, library=compile_toy("-DFAULT_EXTRA_BEAT"))
+    assert (code, result["error"]["kind"]) == (3, "dma")
+    assert result["error"]["details"]["status"] & 0x10
 
 
 def test_dirty_padding_is_a_mismatch(on_board, folder):
@@ -119,9 +137,19 @@ def test_a_transfer_that_hangs_once_is_retried_and_said(on_board, folder, monkey
         if len(calls) == 5:
             self.data, self.last, self.keep = b"", b"", b""
 
+    resets = []
+    write = device.AxiDma.write
+
+    def watched(self, offset, value):
+        if offset == 0 and value & 4:
+            resets.append(self)
+        write(self, offset, value)
+
     monkeypatch.setattr(device.Streams, "feed", swallow_the_fifth)
+    monkeypatch.setattr(device.AxiDma, "write", watched)
     code, result = on_board(folder)
     assert code == 0
+    assert len(resets) == 1  # stopped before the overlay is loaded under it
     assert [("did not end" in retry["text"]) for retry in result["retries"]] == [True]
     assert result["probe"]["expected"] is None and result["probe"]["equal"] is None
 
@@ -203,6 +231,71 @@ def test_pynq_4_is_refused_on_zynq_7000_only(on_board, folder, tmp_path, monkeyp
     monkeypatch.setattr(pynq, "__version__", "2.7.0")
     code, result = on_board(folder)
     assert code == 2 and "3.0.1 <= pynq < 4" in result["error"]["text"]
+
+
+def test_a_board_that_says_it_is_another_one(on_board, folder, tmp_path, monkeypatch):
+    from boards.simulated import device
+
+    monkeypatch.setattr(device, "NAME_PREFIX", "edge-")
+    monkeypatch.setattr(onboard, "BOARD_FILE", tmp_path / "pynq_board")
+    (tmp_path / "pynq_board").write_bytes(b"Pynq-Z1\0")
+    code, result = on_board(folder)
+    assert (code, result["error"]["kind"]) == (2, "board") and "Pynq-Z1" in result["error"]["text"]
+    (tmp_path / "pynq_board").write_bytes(b"Pynq-Z2\0")
+    code, result = on_board(folder)
+    assert result["error"]["kind"] == "overlay"  # past the check of the board
+
+
+def test_another_overlay_in_the_device(on_board, folder, monkeypatch):
+    from boards.simulated import device
+
+    after = device.SimulatedDevice.post_download
+
+    def another(self, *arguments):
+        after(self, *arguments)
+        self.timestamp = "another process loaded another overlay"
+
+    monkeypatch.setattr(device.SimulatedDevice, "post_download", another)
+    code, result = on_board(folder)
+    assert (code, result["error"]["kind"]) == (3, "overlay")
+
+
+def test_an_overlay_without_probe(on_board, folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    file = folder / manifest["overlay"]["hwh"]
+    file.write_text(file.read_text().replace("probe_0", "probe_9"))
+    reseal(folder)
+    code, result = on_board(folder)
+    assert code == 2 and "no probe_0" in result["error"]["text"]
+
+
+def test_a_probe_that_is_not_ours(on_board, folder, monkeypatch):
+    from boards import netlist
+
+    monkeypatch.setattr(netlist, "PROBE_MAGIC", 0xDEADBEEF)
+    code, result = on_board(folder)
+    assert code == 2 and "0xdeadbeef" in result["error"]["text"]
+
+
+def test_a_buffer_that_the_dma_cannot_address(on_board, folder, monkeypatch):
+    from boards.simulated import device
+
+    monkeypatch.setattr(device.Memory, "BASE", (1 << 32) - 8192)
+    code, result = on_board(folder)
+    assert (code, result["error"]["kind"]) == (3, "memory")
+    assert "beyond what the DMA can address" in result["error"]["text"]
+
+
+def test_little_memory_means_more_transfers_and_none_an_error(on_board, tmp_path, monkeypatch):
+    from boards.simulated import device
+
+    package = build(tmp_path, golden=write_golden(tmp_path, 4000))
+    monkeypatch.setattr(device.Memory, "SIZE", 16 * 4096)
+    code, result = on_board(package.folder)
+    assert code == 0 and result["stream"]["transfers"] == 4
+    monkeypatch.setattr(device.Memory, "SIZE", 4 * 4096)  # just the buffers of the single samples
+    code, result = on_board(package.folder)
+    assert code == 3 and "no memory for buffers" in result["error"]["text"]
 
 
 def test_the_wrong_family_of_board_is_refused(on_board, folder):

@@ -10,6 +10,10 @@
 #define IDENTITY "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 #endif
 
+#ifndef ABI_VERSION
+#define ABI_VERSION 1
+#endif
+
 namespace {
 struct Beat { uint8_t data[8]; uint8_t last, keep; };
 constexpr long SAMPLE_BEATS = 2;  // 16 pixels of one byte
@@ -29,7 +33,7 @@ void sample(const uint8_t *x, bool last) {
 #endif
 #ifdef FAULT_FLIP_BIT
     static long count = 0;
-    if (++count == 5) y[1] ^= 4;
+    if (++count == FAULT_FLIP_BIT) y[1] ^= 4;
 #endif
 #ifdef FAULT_PADDING
     y[3] = 7;
@@ -45,13 +49,23 @@ void sample(const uint8_t *x, bool last) {
 #ifdef FAULT_EARLY_TLAST
         if (last) beat.last = b == 0;
 #endif
+#ifdef FAULT_SHORT_KEEP
+        if (beat.last) beat.keep = 0x0f;
+#endif
+#ifdef FAULT_EXTRA_BEAT
+        if (beat.last) {
+            Beat more = beat;
+            more.last = 0;
+            output.push_back(more);
+        }
+#endif
         output.push_back(beat);
     }
 }
 }  // namespace
 
 extern "C" {
-uint32_t slimgate_abi_version(void) { return 1; }
+uint32_t slimgate_abi_version(void) { return ABI_VERSION; }
 const char *slimgate_identity(void) { return IDENTITY; }
 long slimgate_transfer(const uint8_t *in, long beats_in, uint8_t *out, uint8_t *last, uint8_t *keep, long capacity) {
     for (long i = 0; i < beats_in; ++i) {
