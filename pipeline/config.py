@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from boards import board
 from boards.errors import SlimgateError
+from pipeline import models as networks
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = r"[a-z0-9._-]+"
@@ -175,11 +176,6 @@ class Recipe(_Section):
         return "\n".join(_toml(self.dump(), ())) + "\n"
 
 
-def models(root: Path = ROOT) -> list[str]:
-    """Names of the networks: modules of pipeline/models that define WIDTHS, found without importing them."""
-    return _modules(root / "pipeline" / "models", r"^WIDTHS\b")
-
-
 def datasets(root: Path = ROOT) -> list[str]:
     """Names of the data sets: modules of pipeline/datasets that define SPEC, found without importing them."""
     return _modules(root / "pipeline" / "datasets", r"^SPEC\b")
@@ -214,6 +210,8 @@ def load(file: str | Path, overrides: Iterable[str] = (), board_name: str | None
         # One wrong value fails every branch of a union: said once.
         problems += dict.fromkeys(_problem(item, origins) for item in error.errors())
     problems += _unknown_names(values, origins)
+    if not problems:
+        problems += _unfit_layers(recipe, origins)
     if problems or recipe is None:
         raise RecipeError(problems, fix="put these right in the recipe (or in the option named) and run again")
     return recipe
@@ -398,7 +396,7 @@ def _unknown_names(values: dict, origins: dict) -> list[str]:
     problems = []
     for path, what, known in (
         (("board",), "board", board.names),
-        (("model", "name"), "model", models),
+        (("model", "name"), "model", networks.names),
         (("data", "name"), "data set", datasets),
     ):
         value: Any = values
@@ -406,6 +404,22 @@ def _unknown_names(values: dict, origins: dict) -> list[str]:
             value = value.get(part) if isinstance(value, dict) else None
         if isinstance(value, str) and value not in (names := known()):
             problems.append(f"{_origin(path, origins)}: unknown {what} {value!r}{_nearest(value, names)}")
+    return problems
+
+
+def _unfit_layers(recipe: Recipe, origins: dict) -> list[str]:
+    """Layers that the network does not have or that cannot be as asked: known before anything is trained."""
+    name, bits = recipe.model.name, recipe.dump()["quantize"]["layers"]
+    problems = []
+    for path, check in (
+        (("model", "widths"), lambda: networks.widths_of(name, recipe.model.widths)),
+        *((("quantize", "layers", layer), lambda one={layer: given}: networks.check_layers(name, one))
+          for layer, given in bits.items()),
+    ):  # fmt: skip
+        try:
+            check()
+        except networks.ModelError as error:
+            problems.append(f"{_origin(path, origins)}: {error.what}; {error.fix}")
     return problems
 
 
