@@ -222,7 +222,7 @@ def _answers(folders, result: dict, labels: list[str], wrong_shown: int = 10, ri
 
     Raises ReportError unless there is one answer per golden sample.
     """
-    if result["status"] == "error":
+    if result["status"] == "error" or "export" not in folders:
         return None
     with np.load(folders["export"] / "golden.npz") as file:
         truth, codes, bits = file["labels"], file["input_codes"], -int(file["input_scale_log2"])

@@ -33,7 +33,7 @@ def render(figures: dict) -> str:
         "panels": panels,
         "interval_axis": interval_axis,
     }
-    return environment.get_template("report.html").render(figures)
+    return environment.get_template("report.html").render(figures).strip() + "\n"
 
 
 def percent(share: float, digits: int = 2) -> str:
