@@ -12,14 +12,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from onnx import helper
 from qonnx.core.modelwrapper import ModelWrapper
-from qonnx.core.onnx_exec import execute_onnx
 from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
 from qonnx.transformation.gemm_to_matmul import GemmToMatMul
 from qonnx.util.cleanup import cleanup_model
 
 from boards.errors import SlimgateError
-
 
 _LAYERS = "slimgate_layers"
 
@@ -35,6 +34,9 @@ def load(path: str | Path) -> ModelWrapper:
     except Exception as error:  # onnx and protobuf raise a dozen unrelated types for a damaged file
         raise GraphError(f"not a readable ONNX file: {error}", where=path,
                          fix="export it again with brevitas.export.export_qonnx") from error
+    if not model.graph.input or not model.graph.output:
+        raise GraphError("not a readable ONNX file: it holds no network", where=path,
+                         fix="export it again with brevitas.export.export_qonnx")
     names = _module_names(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -54,7 +56,8 @@ def _fingerprint(model: ModelWrapper, node) -> str | None:
     while (producer := model.find_producer(name)) is not None:
         name = producer.input[0]
     weights = model.get_initializer(name)
-    return None if weights is None else hashlib.sha256(np.sort(weights, axis=None).tobytes()).hexdigest()
+    # + 0.0 makes -0.0 and 0.0, which sort as equals in any order, the same bytes
+    return None if weights is None else hashlib.sha256((np.sort(weights, axis=None) + 0.0).tobytes()).hexdigest()
 
 
 def _module_names(model: ModelWrapper) -> dict[str, str]:
@@ -70,50 +73,114 @@ def _module_names(model: ModelWrapper) -> dict[str, str]:
                 # two layers with the same weights cannot be told apart: both keep their node's name
                 names[key] = path if key not in names else ""
                 break
+    names = {k: re.sub(r"[^0-9A-Za-z_]", "_", v) for k, v in names.items()}
     paths = list(names.values())
-    return {k: re.sub(r"[^0-9A-Za-z_]", "_", v) for k, v in names.items() if v and paths.count(v) == 1}
+    return {k: v for k, v in names.items() if v and paths.count(v) == 1}
 
 
 def prepare(model: ModelWrapper) -> ModelWrapper:
     """Turn a cleaned NCHW graph into the NHWC graph that hls4ml converts.
 
-    Gemm becomes MatMul and Add; a Transpose in front of a Flatten is moved into the weights of the dense layer behind it,
-    so that pixels need not be reordered in hardware.
+    Gemm becomes MatMul and Add, with the constant second; a Transpose in front of a Flatten is moved into the weights
+    of the dense layer behind it, so that pixels need not be reordered in hardware.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # before the layout changes: qonnx reads any transB of a Gemm behind a Flatten as true
+        model = cleanup_model(model.transform(GemmToMatMul()))
+        _refuse_shared_flatten(model)
         if len(model.get_tensor_shape(model.graph.input[0].name)) == 4:
             model = model.transform(ConvertToChannelsLastAndClean(make_input_channels_last=True))
-        model = cleanup_model(model.transform(GemmToMatMul()))
+        _sink_transposes(model)
         _move_flatten_transpose_into_weights(model)
         model = cleanup_model(model)
+    moving = data_tensors(model)
+    for node in model.graph.node:
+        if node.op_type == "Add" and node.input[0] not in moving:
+            node.input[:] = reversed(node.input)  # as a bias stands in a Gemm
     names = json.loads(model.get_metadata_prop(_LAYERS) or "{}")
     for node in mac_nodes(model):
         node.name = names.get(_fingerprint(model, node), node.name)  # becomes part of a C++ identifier
     return model
 
 
+def _refuse_shared_flatten(model: ModelWrapper) -> None:
+    """The order of flattened pixels is changed by permuting the weights of one reader: there must be no other."""
+    for node in model.graph.node:
+        if node.op_type not in ("Flatten", "Reshape") or len(model.get_tensor_shape(node.input[0])) != 4:
+            continue
+        readers = model.find_consumers(node.output[0])
+        chain = [reader.input[1] for reader in readers if reader.op_type == "MatMul"]
+        for name in chain:
+            if (producer := model.find_producer(name)) is not None:
+                chain.append(producer.input[0])
+        if len(readers) > 1 or any(len(model.find_consumers(name)) > 1 for name in chain):
+            raise GraphError("a flattened picture is read by several nodes, or by a layer that shares its weights",
+                             where=f"node {node.name}", fix="flatten once for each layer, each with its own weights")
+
+
+_TO_NCHW, _TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
+
+
+def _permutation(node) -> list[int] | None:
+    if node.op_type != "Transpose":
+        return None
+    return next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+
+
+def _sink_transposes(model: ModelWrapper) -> None:
+    """Move the NHWC -> NCHW transposes that qonnx leaves, down through element-wise nodes until each meets its inverse
+    or a Flatten: it leaves them where the input's quantiser is read by several nodes, or by a Flatten."""
+    todo = [n for n in model.graph.node if _permutation(n) == _TO_NCHW]
+    while todo:
+        transpose = todo.pop()
+        source = transpose.input[0]
+        for user in model.find_consumers(transpose.output[0]):
+            if _permutation(user) == _TO_NHWC:
+                for reader in model.find_consumers(user.output[0]):
+                    reader.input[:] = [source if name == user.output[0] else name for name in reader.input]
+                if not any(output.name == user.output[0] for output in model.graph.output):
+                    model.graph.node.remove(user)
+            elif user.op_type in ("Quant", "Relu", "Identity") and all(
+                np.size(model.get_initializer(name)) == 1 for name in user.input[1:]
+            ):
+                above, below = f"{user.output[0]}_nhwc", user.output[0]
+                user.input[0], user.output[0] = source, above
+                model.set_tensor_shape(above, model.get_tensor_shape(source))
+                lower = helper.make_node("Transpose", [above], [below], perm=_TO_NCHW)
+                place = list(model.graph.node).index(user) + 1
+                model.graph.node.insert(place, lower)
+                todo.append(model.graph.node[place])
+        if not model.find_consumers(transpose.output[0]) and transpose.output[0] != model.graph.output[0].name:
+            model.graph.node.remove(transpose)
+
+
 def _move_flatten_transpose_into_weights(model: ModelWrapper) -> None:
     """NHWC -> Transpose(NCHW) -> Flatten -> MatMul(W) becomes NHWC -> Flatten -> MatMul(W with its rows permuted)."""
-    for transpose in [n for n in model.graph.node if n.op_type == "Transpose"]:
-        permutation = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), None)
-        flatten = model.find_consumer(transpose.output[0])
-        if permutation != [0, 3, 1, 2] or flatten is None or flatten.op_type not in ("Flatten", "Reshape"):
+    for transpose in [n for n in model.graph.node if _permutation(n) == _TO_NCHW]:
+        flatten = _only(model.find_consumers(transpose.output[0]))
+        if flatten is None or flatten.op_type not in ("Flatten", "Reshape"):
             continue
-        dense = model.find_consumer(flatten.output[0])
+        dense = _only(model.find_consumers(flatten.output[0]))
         shape = model.get_tensor_shape(transpose.input[0])
         if dense is None or dense.op_type != "MatMul" or len(model.get_tensor_shape(flatten.output[0])) != 2:
             continue
         order = np.arange(int(np.prod(shape[1:]))).reshape(shape[3], shape[1], shape[2]).transpose(1, 2, 0).ravel()
         name = dense.input[1]
+        shared = len(model.find_consumers(name)) > 1
         while (producer := model.find_producer(name)) is not None and producer.op_type == "Quant":
             name = producer.input[0]  # permuting before an element-wise quantiser is permuting after it
+            shared |= len(model.find_consumers(name)) > 1
         weights = model.get_initializer(name)
-        if weights is None or weights.shape[0] != order.size:
+        if weights is None or weights.shape[0] != order.size or shared:
             continue
         model.set_initializer(name, np.ascontiguousarray(weights[order]))
         flatten.input[0] = transpose.input[0]
         model.graph.node.remove(transpose)
+
+
+def _only(nodes: list):
+    return nodes[0] if len(nodes) == 1 else None
 
 
 def input_shape(model: ModelWrapper) -> tuple[int, ...]:
@@ -133,7 +200,8 @@ def data_tensors(model: ModelWrapper) -> set[str]:
 def with_batch(model: ModelWrapper, batch: int) -> ModelWrapper:
     """A copy of the graph that takes ``batch`` samples at once.
 
-    Only the leading dimension changes, so it is written directly: qonnx's shape inference cannot redo channels-last nodes.
+    Only the leading dimension changes, so it is written directly: qonnx's shape inference cannot redo channels-last
+    nodes.
     """
     model = copy.deepcopy(model)
     names = data_tensors(model)
@@ -148,7 +216,9 @@ def with_batch(model: ModelWrapper, batch: int) -> ModelWrapper:
     return model
 
 
-def execute(model: ModelWrapper, values: np.ndarray, *, tensors: bool = False, batch: int = 64) -> dict[str, np.ndarray]:
+def execute(
+    model: ModelWrapper, values: np.ndarray, *, tensors: bool = False, batch: int = 64
+) -> dict[str, np.ndarray]:
     """Run a graph with qonnx on float32 ``values`` (N, ...) in batches; all tensors' values when ``tensors``."""
     from qonnx.core.onnx_exec import execute_onnx
 

@@ -1,14 +1,15 @@
 """What is exact: every tensor of a QONNX graph as integers on a power-of-two grid, with its worst-case range.
 
 The graph is walked once in topological order. A tensor is described by :class:`Fixed`: its values are ``k * 2**lsb``
-with integer ``k`` between ``lo`` and ``hi``, per channel (last axis). Ranges of accumulators come from the actual weights
-and the worst input, with every partial sum inside, so a type derived from them can neither round nor overflow.
+with integer ``k`` between ``lo`` and ``hi``, per channel (last axis). Ranges of accumulators come from the actual
+weights and the worst input, with every partial sum inside, so a type derived from them can neither round nor overflow.
 A network that breaks a condition of exactness is refused with the node, the reason and what to change.
 
 Graphs are channels-last and cleaned (:mod:`hls.graph`). QONNX operator semantics:
 https://github.com/fastmachinelearning/qonnx/tree/main/docs/qonnx-custom-ops.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -85,8 +86,12 @@ class Analysis:
 
     @property
     def float32_exact(self) -> bool:
-        """Whether float32 execution of the graph is exact; otherwise the int64 reference is the oracle."""
-        return self.widest_accumulator < FLOAT32_EXACT
+        """Whether float32 execution of the graph is exact; otherwise the int64 reference is the oracle.
+
+        Sums of residual branches and wide quantisers count as well as accumulators do.
+        """
+        tensors = max((max(t.max, -t.min) for t in self.tensors.values()), default=0)
+        return max(self.widest_accumulator, tensors) < FLOAT32_EXACT
 
 
 def log2_exact(value: float) -> int | None:
@@ -111,7 +116,11 @@ def round_shift(codes: np.ndarray, shift: int, mode: str = "ROUND") -> np.ndarra
 
 def quantize_codes(codes: np.ndarray, lsb: int, quantizer: "Quantizer") -> np.ndarray:
     """The output codes of a Quant node for input codes on the grid ``2**lsb``."""
-    return np.clip(round_shift(codes, quantizer.lsb - lsb, quantizer.rounding), quantizer.lo, quantizer.hi)
+    shift = quantizer.lsb - lsb
+    if shift < 0:  # a finer grid: what saturates is cut off first, so that shifting up cannot leave int64
+        shift = max(shift, -33)
+        codes = np.clip(codes, (quantizer.lo >> -shift) - 1, (quantizer.hi >> -shift) + 1)
+    return np.clip(round_shift(codes, shift, quantizer.rounding), quantizer.lo, quantizer.hi)
 
 
 @dataclass(frozen=True)
@@ -147,9 +156,10 @@ def quantizer_of(model, node) -> Quantizer:
     if np.any(zero_point != 0):
         raise NotExact(node.name, f"the zero point is {np.ravel(zero_point)[0]:g}, not 0",
                        "use a symmetric quantiser (Brevitas: Int8...FixedPoint / Uint8...FixedPoint)")
-    if np.any(scale != np.ravel(scale)[0]):
-        raise NotExact(node.name, "the scale differs per channel",
-                       "use a per-tensor quantiser (Brevitas: ...PerTensorFixedPoint)")
+    for name, values in (("scale", scale), ("bit width", width)):
+        if not np.array_equal(values, np.full_like(values, np.ravel(values)[0]), equal_nan=True):
+            raise NotExact(node.name, f"the {name} differs per channel",
+                           "use a per-tensor quantiser (Brevitas: ...PerTensorFixedPoint)")
     lsb = log2_exact(float(np.ravel(scale)[0]))
     if lsb is None:
         raise NotExact(node.name, f"the scale {np.ravel(scale)[0]:.9g} is not a power of two",
@@ -167,9 +177,9 @@ def quantizer_of(model, node) -> Quantizer:
     if narrow and not signed:
         raise NotExact(node.name, "an unsigned quantiser with narrow range has no hls4ml counterpart",
                        "set narrow_range=False on unsigned quantisers")
-    if signed and not narrow and bits == 1:
-        raise NotExact(node.name, "a signed 1-bit quantiser knows only -1 and 0",
-                       "use BipolarQuant or at least 2 bits")
+    if signed and bits == 1:
+        raise NotExact(node.name, "a signed 1-bit quantiser means -1 and +1 to QONNX and -1 and 0 to hls4ml",
+                       "use at least 2 bits")
     bits = int(bits)
     low = (-(1 << (bits - 1)) + narrow) if signed else 0
     high = (1 << (bits - signed)) - 1
@@ -222,7 +232,8 @@ def _quant(model, node, analysis: Analysis) -> Fixed:
         scaled = np.round(np.ldexp(np.asarray(values, np.float64), -quantizer.lsb)) if quantizer.rounding == "ROUND" \
             else np.floor(np.ldexp(np.asarray(values, np.float64), -quantizer.lsb))
         if not np.all(np.isfinite(scaled)):
-            raise NotExact(node.name, "the constant holds NaN or infinity", "train the network again; its weights diverged")
+            raise NotExact(node.name, "the constant holds NaN or infinity",
+                           "train the network again; its weights diverged")
         codes = np.clip(scaled, quantizer.lo, quantizer.hi).astype(np.int64)
         analysis.constants[node.output[0]] = (codes, quantizer.lsb)
         return Fixed(quantizer.lsb, codes.min(), codes.max())
@@ -233,24 +244,34 @@ def _quant(model, node, analysis: Analysis) -> Fixed:
                  quantize_codes(source.hi, source.lsb, quantizer))
 
 
+def _check_width(node, lsb: int, *codes, at: int | None = None, more: float = 1.0) -> None:
+    """Refuse codes on the grid ``2**lsb`` that, ``more`` times as large and on the grid ``2**at``, leave int64."""
+    largest = max(float(np.max(np.abs(np.asarray(c, np.float64)))) for c in codes)
+    if largest and math.log2(largest) + math.log2(max(more, 1.0)) + lsb - (lsb if at is None else at) >= WIDEST - 1:
+        raise NotExact(node.name, f"its sums need more than {WIDEST} bits",
+                       "use fewer bits or fewer inputs, and scales that lie closer together")
+
+
 def _multiply_accumulate(model, node, analysis: Analysis, weights, bias, source: Fixed, padded: bool) -> Fixed:
     """Range of a sum of products. ``weights`` int64 (terms, outputs); ``source`` bounds (terms,) or scalar."""
     codes, weight_lsb = weights
     lo, hi = (np.broadcast_to(np.ravel(b), codes.shape[:1])[:, None] for b in (source.lo, source.hi))
     if padded:  # a border pixel sees zeros in place of data
         lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
-    products = np.stack([codes * lo, codes * hi])
     lsb = weight_lsb + source.lsb
+    _check_width(node, source.lsb, lo, hi, more=np.abs(codes).astype(np.float64).sum(0).max())
+    products = np.stack([codes * lo, codes * hi])
     low, high = products.min(0), products.max(0)
     bias_codes, bias_lsb = bias if bias is not None else (np.zeros(codes.shape[1], np.int64), lsb)
     fine = min(lsb, bias_lsb) if np.any(bias_codes) else lsb
+    _check_width(node, lsb, low.sum(0), high.sum(0), at=fine)
+    _check_width(node, bias_lsb, bias_codes, at=fine)
     bias_codes = bias_codes << (bias_lsb - fine) if np.any(bias_codes) else np.zeros(codes.shape[1], np.int64)
     up = lsb - fine
     # hls4ml starts from the bias and adds products one by one, in any grouping: every partial sum lies in here
     partial = Fixed(fine, (np.minimum(low, 0).sum(0) << up) + np.minimum(bias_codes, 0),
                     (np.maximum(high, 0).sum(0) << up) + np.maximum(bias_codes, 0))
-    if partial.bits > WIDEST:
-        raise NotExact(node.name, f"its accumulator needs {partial.bits} bits", "use fewer bits or fewer inputs")
+    _check_width(node, fine, partial.lo, partial.hi)
     analysis.accumulators[node.name] = partial
     return Fixed(fine, (low.sum(0) << up) + bias_codes, (high.sum(0) << up) + bias_codes)
 
@@ -272,6 +293,12 @@ def _bias(model, node, analysis: Analysis) -> tuple[np.ndarray, int] | None:
     return bias
 
 
+def _explicit_padding(node, options: dict) -> None:
+    if options.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID", b""):
+        raise NotExact(node.name, f"its padding is left to auto_pad={options['auto_pad'].decode()}",
+                       "give the padding as numbers (pads)")
+
+
 def _conv(model, node, analysis: Analysis) -> Fixed:
     options, source = attributes(node), _input(analysis, node)
     codes, lsb = _weights(model, node, analysis)
@@ -280,6 +307,7 @@ def _conv(model, node, analysis: Analysis) -> Fixed:
                        "use a model without them")
     if any(d != 1 for d in options.get("dilations", [1])):
         raise NotExact(node.name, "a dilated convolution is not supported by hls4ml 1.3.0", "use dilation 1")
+    _explicit_padding(node, options)
     if codes.ndim != 4:
         raise NotExact(node.name, "only 2-D convolutions are carried yet", "use Conv2d")
     terms = np.moveaxis(codes, 0, -1).reshape(-1, codes.shape[0])  # weights O,kH,kW,I -> (kH*kW*I, O)
@@ -303,7 +331,7 @@ def _matmul(model, node, analysis: Analysis) -> Fixed:
 
 
 def _add(model, node, analysis: Analysis) -> Fixed:
-    sides = []
+    sides, shapes = [], set()
     for index, name in enumerate(node.input):
         constant = _constant(model, analysis, name)
         if constant is not None:
@@ -312,7 +340,13 @@ def _add(model, node, analysis: Analysis) -> Fixed:
             sides.append(Fixed(lsb, *((flat, flat) if flat is not None else (codes.min(), codes.max()))))
         else:
             sides.append(_input(analysis, node, index))
+            shapes.add(tuple(model.get_tensor_shape(name)))
+    if len(shapes) > 1:
+        raise NotExact(node.name, f"it adds tensors of different shapes ({' and '.join(map(str, sorted(shapes)))})",
+                       "bring both branches to one shape")
     lsb = min(s.lsb for s in sides)
+    for side in sides:
+        _check_width(node, side.lsb, side.lo, side.hi, at=lsb)
     left, right = (s.at(lsb) for s in sides)
     total = Fixed(lsb, left.lo + right.lo, left.hi + right.hi)
     producer = model.find_producer(node.input[0])
@@ -338,6 +372,9 @@ def _max_pool(model, node, analysis: Analysis) -> Fixed:
     if any(options.get("pads", [0])):
         raise NotExact(node.name, "padded max pooling is not carried exactly by hls4ml 1.3.0",
                        "use max pooling without padding")
+    _explicit_padding(node, options)
+    if any(d != 1 for d in options.get("dilations", [1])):
+        raise NotExact(node.name, "dilated max pooling is not supported by hls4ml 1.3.0", "use dilation 1")
     if options.get("ceil_mode"):
         raise NotExact(node.name, "max pooling with ceil_mode is not supported by hls4ml 1.3.0", "use ceil_mode=False")
     return source
@@ -347,6 +384,8 @@ def _reshape(model, node, analysis: Analysis) -> Fixed:
     """Values stay, channels may land elsewhere: keep per-channel bounds only where the last axis repeats them."""
     source = _input(analysis, node)
     shape_in, shape_out = model.get_tensor_shape(node.input[0]), model.get_tensor_shape(node.output[0])
+    if shape_in[0] != shape_out[0]:
+        raise NotExact(node.name, "it mixes samples of a batch", "flatten from axis 1 on")
     if source.lo.size > 1:
         if shape_out[-1] % shape_in[-1]:
             return Fixed(source.lsb, np.array(source.min), np.array(source.max))
@@ -371,6 +410,11 @@ OPERATORS: dict[str, Callable] = {
 def analyze(model) -> Analysis:
     """Walk a prepared graph (:func:`hls.graph.prepare`); raise :class:`NotExact` at the first node that is refused."""
     analysis = Analysis()
+    for what, sides in (("inputs", model.graph.input), ("outputs", model.graph.output)):
+        moving = [side.name for side in sides if model.get_initializer(side.name) is None]
+        if len(moving) != 1:
+            raise NotExact(", ".join(moving), f"the network has {len(moving)} {what}; one stream carries them",
+                           f"export a network with one of its {what}")
     for node in model.graph.node:
         operator = OPERATORS.get(node.op_type)
         if operator is None:
@@ -379,5 +423,6 @@ def analyze(model) -> Analysis:
         analysis.tensors[node.output[0]] = operator(model, node, analysis)
     for output in model.graph.output:
         if output.name not in analysis.tensors:
-            raise NotExact(output.name, "the output is not computed from quantised tensors", "quantise the network's input")
+            raise NotExact(output.name, "the output is not computed from quantised tensors",
+                           "quantise the network's input")
     return analysis
