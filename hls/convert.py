@@ -44,8 +44,11 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
     """
     installed = version("hls4ml")
     if installed != HLS4ML_VERSION:
-        raise ConvertError(f"hls4ml {installed} is installed; its types and rules were proven for {HLS4ML_VERSION}",
-                           where="hls/convert.py", fix=f"pip install hls4ml=={HLS4ML_VERSION}")
+        raise ConvertError(
+            f"hls4ml {installed} is installed; its types and rules were proven for {HLS4ML_VERSION}",
+            where="hls/convert.py",
+            fix=f"pip install hls4ml=={HLS4ML_VERSION}",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()) as log, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -81,8 +84,11 @@ def illegal_reuse_factors(plan: dict) -> list[str]:
     import hls4ml
 
     backend = hls4ml.backends.get_backend("Vitis")
-    return [f"{row['name']}: {row['reuse_factor']}" for row in plan["layers"]
-            if not backend._validate_reuse_factor(row["n_in"], row["n_out"], row["reuse_factor"])]
+    return [
+        f"{row['name']}: {row['reuse_factor']}"
+        for row in plan["layers"]
+        if not backend._validate_reuse_factor(row["n_in"], row["n_out"], row["reuse_factor"])
+    ]
 
 
 def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
@@ -93,7 +99,9 @@ def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
     for node in model.graph.node:
         if node.op_type == "MatMul":
             users = model.find_consumers(node.output[0]) or []
-            last = users[0] if len(users) == 1 and users[0].op_type == "Add" and _is_dense_bias(model, users[0]) else node
+            last = (
+                users[0] if len(users) == 1 and users[0].op_type == "Add" and _is_dense_bias(model, users[0]) else node
+            )
             _dense_results[f"Dense_{node.name}"] = analysis.tensors[last.output[0]].precision()
     config = {
         "Model": {"Precision": {"default": "fixed<62,31>"}, "ReuseFactor": 1, "Strategy": plan["strategy"]},
@@ -101,12 +109,22 @@ def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
     }
     try:
         return hls4ml.converters.convert_from_onnx_model(
-            _without_input_quantizer(model), output_dir=str(folder), project_name=PROJECT, backend="Vitis",
-            io_type="io_stream", hls_config=config, part=part, clock_period=1000 / plan["clock_mhz"],
-            write_weights_txt=True)
+            _without_input_quantizer(model),
+            output_dir=str(folder),
+            project_name=PROJECT,
+            backend="Vitis",
+            io_type="io_stream",
+            hls_config=config,
+            part=part,
+            clock_period=1000 / plan["clock_mhz"],
+            write_weights_txt=True,
+        )
     except Exception as error:  # hls4ml raises bare Exception, AssertionError, KeyError, ... for what it cannot convert
-        raise ConvertError(f"hls4ml {HLS4ML_VERSION} cannot convert this network: {type(error).__name__}: {error}",
-                           where=folder, fix="run slimgate with --debug and report the network") from error
+        raise ConvertError(
+            f"hls4ml {HLS4ML_VERSION} cannot convert this network: {type(error).__name__}: {error}",
+            where=folder,
+            fix="run slimgate with --debug and report the network",
+        ) from error
 
 
 #: Result types of dense layers, read by the pass below while a conversion runs.
@@ -149,8 +167,11 @@ def _without_input_quantizer(model):
     name = model.graph.input[0].name
     first = model.find_consumers(name)
     if len(first) != 1 or first[0].op_type != "Quant":
-        raise ConvertError("the network's input does not go through exactly one quantiser", where=f"input {name}",
-                           fix="put one Brevitas QuantIdentity in front of the network")
+        raise ConvertError(
+            "the network's input does not go through exactly one quantiser",
+            where=f"input {name}",
+            fix="put one Brevitas QuantIdentity in front of the network",
+        )
     for node in model.graph.node:
         for index, source in enumerate(node.input):
             if source == first[0].output[0]:
@@ -220,8 +241,11 @@ def _holds(precision, wanted: Fixed) -> bool:
 
 def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
     """Read back every type, reuse factor and weight; return one row per layer (name, tensor, stream, type)."""
-    quantizers = {n.output[0]: quantizer_of(model, n) for n in model.graph.node
-                  if n.op_type == "Quant" and n.output[0] not in analysis.constants}
+    quantizers = {
+        n.output[0]: quantizer_of(model, n)
+        for n in model.graph.node
+        if n.op_type == "Quant" and n.output[0] not in analysis.constants
+    }
     planned = {row["name"]: row["reuse_factor"] for row in plan["layers"]}
     done, rows = set(), []
     written = {_tensor_of(layer.outputs[0]) for layer in graph.get_layers()}
@@ -240,17 +264,30 @@ def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
         if len(users) == 1 and users[0].output[0] in quantizers and users[0].output[0] not in written:
             tensor = users[0].output[0]  # hls4ml merged the quantiser into this layer
         if tensor not in analysis.tensors:
-            raise ConvertError(f"hls4ml made a layer {layer.name} ({layer.class_name}) that has no counterpart in the graph",
-                               where=f"tensor {tensor}", fix="report the network: this pass of hls4ml is not known here")
+            raise ConvertError(
+                f"hls4ml made a layer {layer.name} ({layer.class_name}) that has no counterpart in the graph",
+                where=f"tensor {tensor}",
+                fix="report the network: this pass of hls4ml is not known here",
+            )
         _check_result(layer, precision, tensor, analysis.tensors[tensor], quantizers.get(tensor))
         if source in planned:
             done.add(source)
             _check_arithmetic(layer, source, planned[source], analysis)
         elif "accum_t" in layer.types and not _holds(layer.types["accum_t"].precision, analysis.tensors[tensor]):
-            raise ConvertError(f"layer {layer.name}: type {layer.types['accum_t'].precision} is too narrow", where=tensor)
-        rows.append({"name": source, "class": layer.class_name, "tensor": tensor, "stream": variable.name,
-                     "shape": [int(s) for s in variable.shape], "precision": str(precision),
-                     "reuse_factor": int(layer.get_attr("reuse_factor") or 1) if source in planned else None})
+            raise ConvertError(
+                f"layer {layer.name}: type {layer.types['accum_t'].precision} is too narrow", where=tensor
+            )
+        rows.append(
+            {
+                "name": source,
+                "class": layer.class_name,
+                "tensor": tensor,
+                "stream": variable.name,
+                "shape": [int(s) for s in variable.shape],
+                "precision": str(precision),
+                "reuse_factor": int(layer.get_attr("reuse_factor") or 1) if source in planned else None,
+            }
+        )
     missing = sorted(set(planned) - done)
     if missing:
         raise ConvertError(f"hls4ml dropped layer {missing[0]}", where="hls4ml's layer list")
@@ -263,30 +300,48 @@ def _check_result(layer, precision, tensor: str, wanted: Fixed, quantizer) -> No
         rounding = {"ROUND": "RND_CONV", "FLOOR": "TRN"}[quantizer.rounding]
         narrow = quantizer.lo == -quantizer.hi and quantizer.lo < 0
         saturation = "SAT_SYM" if narrow else "SAT"
-        same = (lsb == quantizer.lsb and high == quantizer.hi and (low == quantizer.lo or narrow)
-                and precision.rounding_mode.name == rounding and precision.saturation_mode.name == saturation)
+        same = (
+            lsb == quantizer.lsb
+            and high == quantizer.hi
+            and (low == quantizer.lo or narrow)
+            and precision.rounding_mode.name == rounding
+            and precision.saturation_mode.name == saturation
+        )
         if not same:
-            raise ConvertError(f"layer {layer.name} quantises to {precision}, the network to codes "
-                               f"{quantizer.lo}..{quantizer.hi} on 2**{quantizer.lsb} by {quantizer.rounding}", where=tensor)
+            raise ConvertError(
+                f"layer {layer.name} quantises to {precision}, the network to codes "
+                f"{quantizer.lo}..{quantizer.hi} on 2**{quantizer.lsb} by {quantizer.rounding}",
+                where=tensor,
+            )
     elif not _holds(precision, wanted):
-        raise ConvertError(f"layer {layer.name} writes {precision}, which cannot hold {wanted.min}..{wanted.max} on "
-                           f"2**{wanted.lsb}", where=tensor)
+        raise ConvertError(
+            f"layer {layer.name} writes {precision}, which cannot hold {wanted.min}..{wanted.max} on 2**{wanted.lsb}",
+            where=tensor,
+        )
 
 
 def _check_arithmetic(layer, source: str, reuse_factor: int, analysis: Analysis) -> None:
     if layer.get_attr("reuse_factor") != reuse_factor:
-        raise ConvertError(f"hls4ml changed the reuse factor {reuse_factor} to {layer.get_attr('reuse_factor')}",
-                           where=f"layer {source}", fix="the plan must use legal reuse factors only")
+        raise ConvertError(
+            f"hls4ml changed the reuse factor {reuse_factor} to {layer.get_attr('reuse_factor')}",
+            where=f"layer {source}",
+            fix="the plan must use legal reuse factors only",
+        )
     accumulator = layer.types["accum_t"].precision
     if not _holds(accumulator, analysis.accumulators[source]):
         wanted = analysis.accumulators[source]
-        raise ConvertError(f"its accumulator {accumulator} cannot hold every partial sum ({wanted.min}..{wanted.max} on "
-                           f"2**{wanted.lsb})", where=f"layer {source}")
+        raise ConvertError(
+            f"its accumulator {accumulator} cannot hold every partial sum ({wanted.min}..{wanted.max} on "
+            f"2**{wanted.lsb})",
+            where=f"layer {source}",
+        )
     for weights in layer.get_weights():
         codes = np.ldexp(np.asarray(weights.data, np.float64), -_fixed_of(weights.type.precision)[0])
         lsb, low, high = _fixed_of(weights.type.precision)
         if np.any(codes != np.round(codes)) or codes.min() < low or codes.max() > high:
-            raise ConvertError(f"{weights.name} does not fit its type {weights.type.precision}", where=f"layer {source}")
+            raise ConvertError(
+                f"{weights.name} does not fit its type {weights.type.precision}", where=f"layer {source}"
+            )
 
 
 def _check_weight_files(graph, folder: Path) -> None:
@@ -307,13 +362,17 @@ def read_weights(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         return tuple(np.array([float(v) for v in numbers.split(",")]) for numbers in (body.group(1), text))
     except (AttributeError, ValueError) as error:
-        raise ConvertError(f"weights/{name} is damaged: {error}", where=folder, fix="run the convert stage again") from error
+        raise ConvertError(
+            f"weights/{name} is damaged: {error}", where=folder, fix="run the convert stage again"
+        ) from error
 
 
 def _set_fifo_depths(graph, plan: dict) -> None:
     whole = set(plan["fifo"]["whole_map"])
     for layer in graph.get_layers():
-        inside = _tensor_of(layer.inputs[0] if layer.class_name.startswith("ZeroPadding") else layer.outputs[0]) in whole
+        inside = (
+            _tensor_of(layer.inputs[0] if layer.class_name.startswith("ZeroPadding") else layer.outputs[0]) in whole
+        )
         for variable in layer.variables.values():
             if isinstance(getattr(variable, "pragma", None), tuple) and variable.pragma[0] == "stream":
                 tokens = math.prod(variable.shape[:-1])
@@ -339,34 +398,61 @@ def _write_wrapper(graph, model, analysis: Analysis, plan: dict, part: str, fold
     input_type = graph.get_input_variables()[0].type.precision
     result = graph.get_output_variables()[0]
     precision, shape = result.type.precision, [int(s) for s in result.shape]
-    lsb, low, high = _fixed_of(precision)
-    in_shape, in_bytes, out_bytes = input_shape(model), container_bytes(input_type.width), container_bytes(precision.width)
+    lsb = _fixed_of(precision)[0]
+    in_shape, in_bytes, out_bytes = (
+        input_shape(model),
+        container_bytes(input_type.width),
+        container_bytes(precision.width),
+    )
     if BEAT_BYTES % in_bytes or not _holds(precision, analysis.tensors[model.graph.output[0].name]):
         raise ConvertError("the output type does not hold the network's outputs", where=str(precision))
     values = {
-        "project": PROJECT, "part": part, "clock_period_ns": 1000 / plan["clock_mhz"],
-        "in_shape": list(in_shape), "out_count": math.prod(shape),
-        "in_container_bits": 8 * in_bytes, "in_tokens": math.prod(in_shape[:-1]), "in_channels": in_shape[-1],
-        "out_container_bits": 8 * out_bytes, "out_tokens": math.prod(shape[:-1]), "out_channels": shape[-1],
-        "out_signed": bool(precision.signed), "samples_in_flight": 4 + 2 * len(graph.get_layers()),
+        "project": PROJECT,
+        "part": part,
+        "clock_period_ns": 1000 / plan["clock_mhz"],
+        "in_shape": list(in_shape),
+        "out_count": math.prod(shape),
+        "in_container_bits": 8 * in_bytes,
+        "in_tokens": math.prod(in_shape[:-1]),
+        "in_channels": in_shape[-1],
+        "out_container_bits": 8 * out_bytes,
+        "out_tokens": math.prod(shape[:-1]),
+        "out_channels": shape[-1],
+        "out_signed": bool(precision.signed),
+        "samples_in_flight": 4 + 2 * len(graph.get_layers()),
     }
     render(("slimgate_axis.h", "slimgate_axis.cpp", "hls.tcl"), values, folder)
     beats = lambda count, size: -(-count * size // BEAT_BYTES)  # noqa: E731
     return {
         "beat_bytes": BEAT_BYTES,
-        "input": {"shape": list(in_shape), "bits": input_type.width, "signed": bool(input_type.signed),
-                  "container_bytes": in_bytes, "scale_log2": _fixed_of(input_type)[0],
-                  "beats": beats(math.prod(in_shape), in_bytes)},
-        "output": {"shape": shape, "bits": precision.width, "signed": bool(precision.signed),
-                   "container_bytes": out_bytes, "scale_log2": lsb, "beats": beats(math.prod(shape), out_bytes)},
+        "input": {
+            "shape": list(in_shape),
+            "bits": input_type.width,
+            "signed": bool(input_type.signed),
+            "container_bytes": in_bytes,
+            "scale_log2": _fixed_of(input_type)[0],
+            "beats": beats(math.prod(in_shape), in_bytes),
+        },
+        "output": {
+            "shape": shape,
+            "bits": precision.width,
+            "signed": bool(precision.signed),
+            "container_bytes": out_bytes,
+            "scale_log2": lsb,
+            "beats": beats(math.prod(shape), out_bytes),
+        },
         "design_digest": digest(folder),
     }
 
 
 def render(names, values: dict, folder: Path) -> None:
     """Render templates ``<name>.j2``; an undefined variable is an error."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
-                                     keep_trailing_newline=True, autoescape=False)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
     for name in names:
         (folder / name).write_text(environment.get_template(f"{name}.j2").render(values))
 

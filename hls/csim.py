@@ -1,8 +1,8 @@
-"""C simulation: the generated C++ compiled with g++ behind its AXI4-Stream wrapper; integer codes in, integer codes out.
+"""C simulation: the generated C++, compiled with g++ behind its AXI4-Stream wrapper; codes in, codes out.
 
 The library is cached by content: sources, flags and compiler. Each copy runs in a process of its own
-(:class:`boards.simulated.accelerator.Accelerator`), several of them side by side, because the generated C++ keeps its line
-buffers in static memory.
+(:class:`boards.simulated.accelerator.Accelerator`), several of them side by side, because the generated C++ keeps its
+line buffers in static memory.
 """
 
 import hashlib
@@ -41,8 +41,11 @@ def compiler() -> str:
     name = os.environ.get("CXX", "g++")
     path = shutil.which(name)
     if path is None:
-        raise CsimError(f"the C++ compiler {name} was not found on PATH", where=os.environ.get("PATH", ""),
-                        fix="install it (Debian, Ubuntu: apt-get install g++) or name another in CXX")
+        raise CsimError(
+            f"the C++ compiler {name} was not found on PATH",
+            where=os.environ.get("PATH", ""),
+            fix="install it (Debian, Ubuntu: apt-get install g++) or name another in CXX",
+        )
     return path
 
 
@@ -57,8 +60,12 @@ def compile_design(project: Path, io: dict, *, trace: bool = False) -> Path:
     ``trace`` adds the recorder of every stream (slower). Raises :class:`CsimError` with the compiler's first errors.
     """
     gxx = compiler()
-    flags = [*FLAGS, f'-DSLIMGATE_IDENTITY="{io["design_digest"]}"', f"-DSLIMGATE_BEATS_IN={io['input']['beats']}",
-             *(["-DSLIMGATE_TRACE"] if trace else [])]
+    flags = [
+        *FLAGS,
+        f'-DSLIMGATE_IDENTITY="{io["design_digest"]}"',
+        f"-DSLIMGATE_BEATS_IN={io['input']['beats']}",
+        *(["-DSLIMGATE_TRACE"] if trace else []),
+    ]
     network = _network_unit(project)
     key = hashlib.sha256("\0".join([_compiler_version(gxx), *flags, network]).encode())
     for folder in (project, TEMPLATES / "csim"):
@@ -81,12 +88,17 @@ def _network_unit(project: Path) -> str:
     for name in re.findall(r'load_weights_from_txt<[^>]*>\(\w+, "(\w+)\.txt"\)', source):
         header, text = read_weights(project, name)
         if not np.array_equal(header, text):
-            raise CsimError(f"weights/{name}.h and {name}.txt differ: synthesis and vendor simulation would not agree",
-                            where=project, fix="run the convert stage again")
+            raise CsimError(
+                f"weights/{name}.h and {name}.txt differ: synthesis and vendor simulation would not agree",
+                where=project,
+                fix="run the convert stage again",
+            )
         arrays.append(f"static const double {name}_values[] = {{{', '.join(repr(float(v)) for v in header)}}};")
         names.append(name)
-    cases = "\n".join(f'    if (!std::strcmp(file, "{n}.txt")) {{ values = {n}_values; '
-                      f"count = sizeof {n}_values / sizeof(double); }}" for n in names)
+    cases = "\n".join(
+        f'    if (!std::strcmp(file, "{n}.txt")) {{ values = {n}_values; count = sizeof {n}_values / sizeof(double); }}'
+        for n in names
+    )
     return f"""#include <cstdlib>
 #include <cstring>
 #include "{PROJECT}.h"
@@ -119,24 +131,38 @@ def _compile(gxx: str, flags: list[str], project: Path, network: str, library: P
         made = Path(scratch) / "design.so"
         firmware = project / "firmware"
         _faster_types(firmware / "ap_types", Path(scratch) / "ap_types")
-        command = [gxx, *flags, f"-ffile-prefix-map={project}=.", f"-ffile-prefix-map={scratch}=.",
-                   f"-ffile-prefix-map={TEMPLATES}=.",
-                   *(f"-I{f}" for f in (TEMPLATES / "csim", project, firmware, Path(scratch) / "ap_types")),
-                   f"{scratch}/network_unit.cpp", *(str(project / u) for u in UNITS), str(TEMPLATES / "csim" / "capi.cpp"),
-                   "-o", str(made)]
+        command = [
+            gxx,
+            *flags,
+            f"-ffile-prefix-map={project}=.",
+            f"-ffile-prefix-map={scratch}=.",
+            f"-ffile-prefix-map={TEMPLATES}=.",
+            *(f"-I{f}" for f in (TEMPLATES / "csim", project, firmware, Path(scratch) / "ap_types")),
+            f"{scratch}/network_unit.cpp",
+            *(str(project / u) for u in UNITS),
+            str(TEMPLATES / "csim" / "capi.cpp"),
+            "-o",
+            str(made),
+        ]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
-            errors = [line for line in result.stderr.splitlines() if "error" in line][:5] or result.stderr.splitlines()[:5]
-            raise CsimError("the generated C++ does not compile:\n  " + "\n  ".join(errors), where=project,
-                            fix="if the disk is full or memory short free some; else report the network")
-        os.replace(made, library)
+            errors = [line for line in result.stderr.splitlines() if "error" in line][:5] or result.stderr.splitlines()[
+                :5
+            ]
+            raise CsimError(
+                "the generated C++ does not compile:\n  " + "\n  ".join(errors),
+                where=project,
+                fix="if the disk is full or memory short free some; else report the network",
+            )
+        made.replace(library)
 
 
 def _faster_types(source: Path, target: Path) -> None:
     """Copy the C simulation's ap_types with one overload added.
 
-    ``clearUnusedBits`` is declared ``volatile`` only, so every arithmetic result takes a trip through memory. The copy has
-    the same function without that word beside it, which ordinary objects then pick: same bits, several times the speed (`make bench`).
+    ``clearUnusedBits`` is declared ``volatile`` only, so every arithmetic result takes a trip through memory. The copy
+    has the same function without that word beside it, which ordinary objects then pick: same bits, several times the
+    speed (`make bench`).
     """
     shutil.copytree(source, target)
     header = target / "etc" / "ap_private.h"
@@ -160,7 +186,7 @@ class Transfer:
 
 
 def transfer(accelerator: Accelerator, codes: np.ndarray, io: dict) -> Transfer:
-    """Send samples in one transfer; check TLAST (last beat only), TKEEP (all ones), count and padding of what returns."""
+    """Send samples in one transfer; check TLAST (last beat only), TKEEP (all ones), count and padding of the reply."""
     data, last, keep = accelerator.transfer(wire.pack(codes, io))
     wanted = len(codes) * io["output"]["beats"]
     where = f"transfer of {len(codes)} samples"
@@ -168,14 +194,17 @@ def transfer(accelerator: Accelerator, codes: np.ndarray, io: dict) -> Transfer:
         raise CsimError(f"{len(last)} output beats came back, {wanted} belong to these samples", where=where)
     positions = [i for i, flag in enumerate(last) if flag]
     if positions != [wanted - 1]:
-        raise CsimError(f"TLAST is on beats {positions[:5]}, it belongs on the last one ({wanted - 1}) only", where=where)
+        raise CsimError(
+            f"TLAST is on beats {positions[:5]}, it belongs on the last one ({wanted - 1}) only", where=where
+        )
     if any(k != 0xFF for k in keep):
         raise CsimError("TKEEP is not all ones", where=where)
     return Transfer(wire.unpack(data, io), wanted)
 
 
-def run(library: Path, codes: np.ndarray, io: dict, *, batch: int | None = None, processes: int | None = None,
-        progress=None) -> np.ndarray:
+def run(
+    library: Path, codes: np.ndarray, io: dict, *, batch: int | None = None, processes: int | None = None, progress=None
+) -> np.ndarray:
     """Codes (N, *shape) through the design: output codes (N, outputs) int64.
 
     ``batch``: samples per transfer; None sends everything in one transfer. Batches are dealt to ``processes`` copies of
@@ -209,8 +238,11 @@ def run(library: Path, codes: np.ndarray, io: dict, *, batch: int | None = None,
 
 def _check_identity(accelerator: Accelerator, io: dict) -> None:
     if accelerator.identity != io["design_digest"]:
-        raise CsimError(f"the compiled design says it is {accelerator.identity[:16]}, not {io['design_digest'][:16]}",
-                        where=accelerator.library, fix="run the csim stage again")
+        raise CsimError(
+            f"the compiled design says it is {accelerator.identity[:16]}, not {io['design_digest'][:16]}",
+            where=accelerator.library,
+            fix="run the csim stage again",
+        )
 
 
 # --------------------------------------------------------------------------- where it diverges
@@ -228,7 +260,9 @@ def trace(project: Path, io: dict, codes: np.ndarray, layers: list[dict]) -> dic
         command = [sys.executable, "-m", "hls.tracer", str(library), f"{scratch}/in.npy", f"{scratch}/out.npz", *names]
         result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         if result.returncode != 0:
-            raise CsimError(f"the traced design ended with code {result.returncode}: {result.stderr.strip()}", where=project)
+            raise CsimError(
+                f"the traced design ended with code {result.returncode}: {result.stderr.strip()}", where=project
+            )
         with np.load(f"{scratch}/out.npz") as found:
             recorded = {name: found[name] for name in found.files if not name.endswith(":lsb")}
             grids = {name: int(found[f"{name}:lsb"]) for name in recorded}
@@ -254,6 +288,13 @@ def first_divergence(project: Path, io: dict, model, layers: list[dict], codes: 
         different = np.argwhere(np.ldexp(found.astype(np.float64), lsb) != wanted)
         if len(different):
             at = tuple(int(i) for i in different[0])
-            return {**row, "differing": len(different), "of": int(found.size), "sample": at[0], "position": list(at[1:]),
-                    "csim_value": float(np.ldexp(float(found[at]), lsb)), "qonnx_value": float(wanted[at])}
+            return {
+                **row,
+                "differing": len(different),
+                "of": int(found.size),
+                "sample": at[0],
+                "position": list(at[1:]),
+                "csim_value": float(np.ldexp(float(found[at]), lsb)),
+                "qonnx_value": float(wanted[at]),
+            }
     return None

@@ -1,7 +1,7 @@
 """Which reuse factor each layer gets, how deep the FIFOs are, and what that is estimated to cost.
 
-First, honest version: reuse factors are legal by hls4ml's own rule, balanced so that the slowest layer is as fast as the
-multipliers allowed on the board permit. Every figure is an estimate and tagged so; no synthesis stands behind it.
+First, honest version: reuse factors are legal by hls4ml's own rule, balanced so that the slowest layer is as fast as
+the multipliers allowed on the board permit. Every figure is an estimate and tagged so; no synthesis stands behind it.
 """
 
 import math
@@ -24,7 +24,7 @@ class PlanError(SlimgateError):
 
 @dataclass(frozen=True)
 class Layer:
-    """One multiply-accumulate layer as hardware sees it. ``n_in`` x ``n_out`` weights, used ``pixels`` times a frame."""
+    """A multiply-accumulate layer as hardware sees it: ``n_in`` x ``n_out`` weights, used ``pixels`` times a frame."""
 
     name: str
     operation: str
@@ -48,7 +48,7 @@ class Layer:
         return math.ceil(self.weights / reuse_factor)
 
     def cycles(self, reuse_factor: int) -> int:
-        """Cycles per frame: the kernel works for ``reuse_factor`` cycles on each output, a pixel is taken in per cycle."""
+        """Cycles per frame: ``reuse_factor`` on each output pixel, at least one on each input pixel."""
         return max(self.pixels * reuse_factor, self.pixels_in)
 
 
@@ -77,8 +77,19 @@ def layers_of(model, analysis: Analysis) -> list[Layer]:
         else:
             (n_in, n_out), pixels_in = codes.shape, 1
         weight = max(int(codes.max()), -int(codes.min()) - 1, 0).bit_length() + 1
-        found.append(Layer(node.name, node.op_type, n_in, n_out, math.prod(shape_out[1:-1]), pixels_in, weight,
-                           analysis.tensors[node.input[0]].bits, analysis.accumulators[node.name].bits))
+        found.append(
+            Layer(
+                node.name,
+                node.op_type,
+                n_in,
+                n_out,
+                math.prod(shape_out[1:-1]),
+                pixels_in,
+                weight,
+                analysis.tensors[node.input[0]].bits,
+                analysis.accumulators[node.name].bits,
+            )
+        )
     return found
 
 
@@ -119,8 +130,16 @@ def parallel_tensors(model) -> set[str]:
     return found
 
 
-def make_plan(model, analysis: Analysis, *, lut: int, clock_mhz: float, strategy: str = "Resource",
-              reuse_factor: int | str = "auto", overrides: dict[str, int] | None = None) -> dict:
+def make_plan(
+    model,
+    analysis: Analysis,
+    *,
+    lut: int,
+    clock_mhz: float,
+    strategy: str = "Resource",
+    reuse_factor: int | str = "auto",
+    overrides: dict[str, int] | None = None,
+) -> dict:
     """Choose reuse factors and FIFO depths for a prepared graph; return the plan as plain data.
 
     ``reuse_factor``: "auto", or one number for every layer (must be legal for each). ``overrides``: layer -> number.
@@ -131,38 +150,65 @@ def make_plan(model, analysis: Analysis, *, lut: int, clock_mhz: float, strategy
     overrides = {k.replace(".", "_"): v for k, v in (overrides or {}).items()}
     unknown = sorted(set(overrides) - set(legal))
     if unknown:
-        raise PlanError(f"no layer is called {unknown[0]}", where="[hls.layers]",
-                        fix=f"layers of this network: {', '.join(legal)}")
+        raise PlanError(
+            f"no layer is called {unknown[0]}", where="[hls.layers]", fix=f"layers of this network: {', '.join(legal)}"
+        )
     fixed = {name: reuse_factor for name in legal} if reuse_factor != "auto" else {}
     fixed |= overrides
     for name, factor in fixed.items():
         if factor not in legal[name]:
             near = sorted(legal[name], key=lambda f: abs(f - factor))[:4]
-            raise PlanError(f"reuse factor {factor} is not legal for layer {name}", where="[hls]",
-                            fix=f"legal and near: {', '.join(map(str, sorted(near)))}")
+            raise PlanError(
+                f"reuse factor {factor} is not legal for layer {name}",
+                where="[hls]",
+                fix=f"legal and near: {', '.join(map(str, sorted(near)))}",
+            )
     chosen = _balance(layers, legal, fixed, lut * MULTIPLIER_LUT_SHARE)
     rows, parallel = [], parallel_tensors(model)
     for layer in layers:
         factor = chosen[layer.name]
-        rows.append({
-            "name": layer.name, "operation": layer.operation, "n_in": layer.n_in, "n_out": layer.n_out,
-            "pixels": layer.pixels, "macs": layer.macs, "weights": layer.weights, "weight_bits": layer.weight_bits,
-            "input_bits": layer.input_bits, "accumulator_bits": layer.accumulator_bits, "strategy": strategy,
-            "reuse_factor": factor, "multipliers": layer.multipliers(factor), "cycles": layer.cycles(factor),
-            "lut_multipliers": round(layer.multipliers(factor) * lut_per_multiplier(layer)),
-        })
+        rows.append(
+            {
+                "name": layer.name,
+                "operation": layer.operation,
+                "n_in": layer.n_in,
+                "n_out": layer.n_out,
+                "pixels": layer.pixels,
+                "macs": layer.macs,
+                "weights": layer.weights,
+                "weight_bits": layer.weight_bits,
+                "input_bits": layer.input_bits,
+                "accumulator_bits": layer.accumulator_bits,
+                "strategy": strategy,
+                "reuse_factor": factor,
+                "multipliers": layer.multipliers(factor),
+                "cycles": layer.cycles(factor),
+                "lut_multipliers": round(layer.multipliers(factor) * lut_per_multiplier(layer)),
+            }
+        )
     slowest = max(rows, key=lambda r: r["cycles"])
     interval = slowest["cycles"]
     return {
-        "schema": 1, "evidence": "estimated", "clock_mhz": clock_mhz, "strategy": strategy, "layers": rows,
-        "fifo": {"rule": f"{CHAIN_DEPTH} tokens on chains; between a fork and its join the whole map, which cannot deadlock",
-                 "chain_depth": CHAIN_DEPTH, "whole_map": sorted(parallel)},
-        "totals": {"macs": sum(r["macs"] for r in rows), "weights": sum(r["weights"] for r in rows),
-                   "weight_kbit": round(sum(r["weights"] * r["weight_bits"] for r in rows) / 1000, 3),
-                   "multipliers": sum(r["multipliers"] for r in rows),
-                   "lut_multipliers": sum(r["lut_multipliers"] for r in rows),
-                   "initiation_interval_cycles": interval, "bottleneck": slowest["name"],
-                   "frames_per_second": round(clock_mhz * 1e6 / interval, 1)},
+        "schema": 1,
+        "evidence": "estimated",
+        "clock_mhz": clock_mhz,
+        "strategy": strategy,
+        "layers": rows,
+        "fifo": {
+            "rule": f"{CHAIN_DEPTH} tokens on chains; between a fork and its join the whole map, which cannot deadlock",
+            "chain_depth": CHAIN_DEPTH,
+            "whole_map": sorted(parallel),
+        },
+        "totals": {
+            "macs": sum(r["macs"] for r in rows),
+            "weights": sum(r["weights"] for r in rows),
+            "weight_kbit": round(sum(r["weights"] * r["weight_bits"] for r in rows) / 1000, 3),
+            "multipliers": sum(r["multipliers"] for r in rows),
+            "lut_multipliers": sum(r["lut_multipliers"] for r in rows),
+            "initiation_interval_cycles": interval,
+            "bottleneck": slowest["name"],
+            "frames_per_second": round(clock_mhz * 1e6 / interval, 1),
+        },
         "limits": {"lut": lut, "lut_multipliers": round(lut * MULTIPLIER_LUT_SHARE)},
     }
 

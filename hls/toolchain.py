@@ -35,11 +35,13 @@ def require_tools() -> dict[str, Path]:
     if missing:
         names = {"Vitis HLS": " or ".join(VITIS_HLS), "Vivado": VIVADO[0]}
         sought = "; ".join(
-            f"{tool}: {names[tool]} in ${VARIABLES[tool]}/bin ({os.environ.get(VARIABLES[tool], 'not set')}) and on PATH"
-            for tool in missing)
+            f"{tool}: {names[tool]} in ${VARIABLES[tool]}/bin ({os.environ.get(VARIABLES[tool]) or 'not set'}), on PATH"
+            for tool in missing
+        )
         raise ToolNotFound(
             f"{' and '.join(missing)} not found; a bitstream cannot be built on this machine",
             where=f"{sought}; PATH={os.environ.get('PATH', '')}",
             fix=f"install {' and '.join(missing)} {VERSIONS} and source its settings64.sh, or set "
-                f"{' and '.join(VARIABLES[t] for t in missing)} to the installation folder")
+            f"{' and '.join(VARIABLES[t] for t in missing)} to the installation folder",
+        )
     return found

@@ -15,9 +15,14 @@ def main(library: str, source: str, target: str, *streams: str) -> None:
     feed, out = data.tobytes(), np.zeros(capacity * 10, np.uint8)
     pointer = out.ctypes.data
     while made == capacity:
-        made = design.slimgate_transfer(feed, ctypes.c_long(len(feed) // 8), ctypes.c_void_p(pointer),
-                                        ctypes.c_void_p(pointer + 8 * capacity), ctypes.c_void_p(pointer + 9 * capacity),
-                                        ctypes.c_long(capacity))
+        made = design.slimgate_transfer(
+            feed,
+            ctypes.c_long(len(feed) // 8),
+            ctypes.c_void_p(pointer),
+            ctypes.c_void_p(pointer + 8 * capacity),
+            ctypes.c_void_p(pointer + 9 * capacity),
+            ctypes.c_long(capacity),
+        )
         feed = b""
     found = {}
     for name in streams:

@@ -1,7 +1,7 @@
-"""Speed, side by side in one run: ``make bench``. Ratios count; seconds are recorded with the machine they were taken on.
+"""Speed, side by side in one run: ``make bench``. Ratios count; seconds are recorded with the machine.
 
-C simulation by :mod:`hls.csim` (copies of the design on all cores, codes in and out) against hls4ml's own ``predict()`` on
-the same project, alternating, compile time apart. Both must give the same outputs or there is nothing to compare.
+C simulation by :mod:`hls.csim` (copies of the design on all cores, codes in and out) against hls4ml's own ``predict()``
+on the same project, alternating, compile time apart. Both must give the same outputs or there is nothing to compare.
 """
 
 import argparse
@@ -75,18 +75,37 @@ def csim_against_hls4ml(name: str, shape: tuple[int, int, int], samples: int, ro
     if not same:
         raise BenchError(f"{name}: our C simulation and hls4ml's predict() give different outputs")
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    return {"what": f"C simulation of {name} against hls4ml predict()", "samples": samples, "rounds": rounds,
-            "ours_seconds": ours, "theirs_seconds": theirs, "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios), "ratio_max": max(ratios),
-            "compile_seconds": {"ours": compile_ours, "hls4ml": compile_theirs}}
+    return {
+        "what": f"C simulation of {name} against hls4ml predict()",
+        "samples": samples,
+        "rounds": rounds,
+        "ours_seconds": ours,
+        "theirs_seconds": theirs,
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "compile_seconds": {"ours": compile_ours, "hls4ml": compile_theirs},
+    }
 
 
 def machine() -> dict:
     """What the seconds were taken on."""
-    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.processor())
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform(),
-            "load": os.getloadavg()[0], "g++": csim._compiler_version(csim.compiler()).splitlines()[0]}
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "load": os.getloadavg()[0],
+        "g++": csim._compiler_version(csim.compiler()).splitlines()[0],
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,9 +122,14 @@ def main(arguments: list[str] | None = None) -> int:
         ]
     table = Table("what", "samples", "ours s", "theirs s", "ratio (median)", "min .. max")
     for row in results:
-        table.add_row(row["what"], str(row["samples"]), f"{statistics.median(row['ours_seconds']):.2f}",
-                      f"{statistics.median(row['theirs_seconds']):.2f}", f"{row['ratio']:.2f}",
-                      f"{row['ratio_min']:.2f} .. {row['ratio_max']:.2f}")
+        table.add_row(
+            row["what"],
+            str(row["samples"]),
+            f"{statistics.median(row['ours_seconds']):.2f}",
+            f"{statistics.median(row['theirs_seconds']):.2f}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_min']:.2f} .. {row['ratio_max']:.2f}",
+        )
     console.print(table)
     console.print(", ".join(f"{key}: {value}" for key, value in before.items()))
     options.out.parent.mkdir(parents=True, exist_ok=True)

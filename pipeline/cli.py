@@ -136,7 +136,12 @@ def _run(args) -> int:
         from boards.session import open_session
 
         open_session(args.place, run.board)
-    outcomes = run.execute(run.until(args.until))
+    stages = run.until(args.until)
+    if "train" in {stage.name for stage in stages} and run.state(run.stages["train"])[0] != "finished":
+        from pipeline import preflight  # imports torch, which a finished run does without
+
+        preflight.check(run.recipe, run.board)
+    outcomes = run.execute(stages)
     summary.show(summary.collect(run.folder), run.console)
     ran = [outcome.name for outcome in outcomes if not outcome.cached]
     if not ran:

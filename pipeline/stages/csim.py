@@ -22,8 +22,11 @@ def run(ctx) -> None:
         golden = dict(file)
     codes, expected, labels = golden["input_codes"], golden["output_codes"], golden["labels"]
     shift = int(golden["output_scale_log2"]) - io["output"]["scale_log2"]
-    ctx.gate("scales agree", shift >= 0 and int(golden["input_scale_log2"]) == io["input"]["scale_log2"],
-             f"output codes on 2**{io['output']['scale_log2']} in hardware, 2**{int(golden['output_scale_log2'])} in golden")
+    ctx.gate(
+        "scales agree",
+        shift >= 0 and int(golden["input_scale_log2"]) == io["input"]["scale_log2"],
+        f"output codes on 2**{io['output']['scale_log2']} in hardware, 2**{int(golden['output_scale_log2'])} in golden",
+    )
     expected = expected << shift
     ctx.log("compiling the generated C++ (from the cache when unchanged)")
     library = csim.compile_design(project, io)
@@ -64,9 +67,18 @@ def run(ctx) -> None:
     correct = int(np.count_nonzero(outputs["one transfer"].argmax(1) == labels[chosen]))
     ctx.metric("accuracy_test", correct / len(chosen), "simulated", interval=wilson(correct, len(chosen)),
                correct=correct, samples=len(chosen))  # fmt: skip
-    (ctx.folder / "csim.json").write_text(json.dumps({"modes": modes, "mismatches": mismatches, "compared": compared,
-                                                      "reference": {"mismatches": different, "compared": int(found.size)}},
-                                                     indent=1) + "\n")
+    (ctx.folder / "csim.json").write_text(
+        json.dumps(
+            {
+                "modes": modes,
+                "mismatches": mismatches,
+                "compared": compared,
+                "reference": {"mismatches": different, "compared": int(found.size)},
+            },
+            indent=1,
+        )
+        + "\n"
+    )
     shutil.copyfile(library, ctx.folder / "design.so")
 
 
@@ -94,7 +106,9 @@ def explain(ctx, project, io, codes, expected, plan, outputs) -> str:
     layers = json.loads((project / "layers.json").read_text())
     found = csim.first_divergence(project, io, model, layers, codes[wrong[:4]])
     if found is None:
-        return f"every layer alone agrees with qonnx on test sample {wrong[0]}: the fault lies in the wrapper or the stream"
-    return (f"first diverging layer: {found['name']} ({found['class']}), {found['differing']} of {found['of']} values, "
-            f"test sample {wrong[found['sample']]}, position {found['position']}: C simulation {found['csim_value']:g}, "
-            f"QONNX {found['qonnx_value']:g}")
+        return f"each layer agrees with qonnx on test sample {wrong[0]}: the fault lies in the wrapper or the stream"
+    return (
+        f"first diverging layer: {found['name']} ({found['class']}), {found['differing']} of {found['of']} values, "
+        f"test sample {wrong[found['sample']]}, position {found['position']}: C simulation {found['csim_value']:g}, "
+        f"QONNX {found['qonnx_value']:g}"
+    )
