@@ -336,8 +336,8 @@ def _check_arithmetic(layer, source: str, reuse_factor: int, analysis: Analysis)
             where=f"layer {source}",
         )
     for weights in layer.get_weights():
-        codes = np.ldexp(np.asarray(weights.data, np.float64), -_fixed_of(weights.type.precision)[0])
         lsb, low, high = _fixed_of(weights.type.precision)
+        codes = np.ldexp(np.asarray(weights.data, np.float64), -lsb)
         if np.any(codes != np.round(codes)) or codes.min() < low or codes.max() > high:
             raise ConvertError(
                 f"{weights.name} does not fit its type {weights.type.precision}", where=f"layer {source}"

@@ -153,7 +153,7 @@ def make_plan(
         raise PlanError(
             f"no layer is called {unknown[0]}", where="[hls.layers]", fix=f"layers of this network: {', '.join(legal)}"
         )
-    fixed = {name: reuse_factor for name in legal} if reuse_factor != "auto" else {}
+    fixed = dict.fromkeys(legal, reuse_factor) if reuse_factor != "auto" else {}
     fixed |= overrides
     for name, factor in fixed.items():
         if factor not in legal[name]:

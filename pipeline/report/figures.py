@@ -102,6 +102,8 @@ def _hops(manifests, simulated: bool | None) -> list[dict]:
     found = []
     for hop, (title, what) in _HOPS.items():
         entry = _metric(manifests, MISMATCHES.get(hop, "csim"), f"{hop}_mismatches")
+        if "evaluated_in" in entry:
+            what += f" in {entry['evaluated_in']}"
         found.append({
             "title": "Simulated board" if simulated and hop == "board" else title, "what": what, "run": bool(entry),
             "mismatches": entry.get("value"), "compared": entry.get("compared"), "evidence": entry.get("evidence"),

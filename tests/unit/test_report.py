@@ -76,6 +76,7 @@ def test_headline(told):
     # QONNX and reference 1,200 each, two modes of the C simulation 2,400, board 1,200 streamed and 10,000 one by one
     assert "16,000 output codes were compared" in seen.text("verdict")
     assert "at 4 hops. 0 differ." in seen.text("verdict")
+    assert "the exported file, executed in float64" in seen.text("hops")
     assert "85.83 %" in seen.text("key")  # 103 of 120
 
 
