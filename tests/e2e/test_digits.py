@@ -197,7 +197,7 @@ def test_golden_outputs_are_checked_and_never_read_by_the_accelerator(run, tmp_p
     manifest["files"]["golden.npz"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     del manifest["self_sha256"]
     manifest["self_sha256"] = hashlib.sha256(onboard.canonical(manifest)).hexdigest()
-    (package / "manifest.json").write_text(json.dumps(manifest))
+    (package / "manifest.json").write_bytes(onboard.canonical(manifest))
     with open_session("simulated", load_board("pynq-z2")) as session:
         session.load(package)
         codes = session.run(golden["input_codes"])
