@@ -35,7 +35,8 @@ def pack(codes: np.ndarray, io: dict) -> bytes:
     if not np.issubdtype(codes.dtype, np.integer) or (codes.size and (codes.min() < low or codes.max() > high)):
         raise WireError(f"input codes must be whole numbers from {low} to {high}")
     rows = np.zeros((len(codes), side["beats"] * io["beat_bytes"]), np.uint8)
-    raw = np.ascontiguousarray(codes.reshape(len(codes), -1).astype(_container(side))).view(np.uint8)
+    flat = codes.reshape(len(codes), math.prod(side["shape"])).astype(_container(side))
+    raw = np.ascontiguousarray(flat).view(np.uint8)
     rows[:, : raw.shape[1]] = raw
     return rows.tobytes()
 

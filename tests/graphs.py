@@ -58,8 +58,9 @@ class Net:
         self.values[name] = value
         return name
 
-    def quant(self, x, bits, lsb=None, *, signed=True, narrow=False, rounding="ROUND", zero_point=0.0, scale=None,
-              name=None) -> str:
+    def quant(
+        self, x, bits, lsb=None, *, signed=True, narrow=False, rounding="ROUND", zero_point=0.0, scale=None, name=None
+    ) -> str:
         """A Quant node. ``lsb`` None: the finest that holds nine tenths of the values; ``scale`` overrides it."""
         value = self._of(x)
         low = (-(2 ** (bits - 1)) + narrow) if signed else 0
@@ -69,12 +70,21 @@ class Net:
             lsb = int(np.ceil(np.log2(typical / max(high, 1))))
         if value is not None:
             scaled = torch.ldexp(value, torch.tensor(-lsb))
-            value = torch.ldexp((torch.round if rounding == "ROUND" else torch.floor)(scaled).clamp(low, high),
-                                torch.tensor(lsb))
+            value = torch.ldexp(
+                (torch.round if rounding == "ROUND" else torch.floor)(scaled).clamp(low, high), torch.tensor(lsb)
+            )
         scale = self.constant(2.0**lsb if scale is None else scale)
         inputs = [x, scale, self.constant(zero_point), self.constant(bits)]
-        return self.node("Quant", inputs, value, name=name, domain=DOMAIN, signed=int(signed), narrow=int(narrow),
-                         rounding_mode=rounding)
+        return self.node(
+            "Quant",
+            inputs,
+            value,
+            name=name,
+            domain=DOMAIN,
+            signed=int(signed),
+            narrow=int(narrow),
+            rounding_mode=rounding,
+        )
 
     def weights(self, shape, bits, lsb, name) -> str:
         """Random quantised weights over the whole range, zeros included."""
@@ -89,24 +99,44 @@ class Net:
 
     # ------------------------------------------------------------------ layers
 
-    def conv(self, x, filters, kernel=3, *, stride=1, pad=None, bits=4, lsb=-3, bias=True, bias_lsb=-11, name=None,
-             weights=None, **attributes) -> str:
+    def conv(
+        self,
+        x,
+        filters,
+        kernel=3,
+        *,
+        stride=1,
+        pad=None,
+        bits=4,
+        lsb=-3,
+        bias=True,
+        bias_lsb=-11,
+        name=None,
+        weights=None,
+        **attributes,
+    ) -> str:
         """``pad``: one number, or ONNX's (top, left, bottom, right); None keeps the size of odd kernels."""
         name = name or f"conv{len(self.nodes)}"
         pads = [kernel // 2 if pad is None else pad] * 4 if pad is None or isinstance(pad, int) else list(pad)
         channels = self.values[x].shape[1]
         w = weights or self.weights((filters, channels // attributes.get("group", 1), kernel, kernel), bits, lsb, name)
         b = self.bias(filters, bias_lsb, name) if bias is True else bias
-        attributes = {"group": 1, "strides": [stride] * 2, "dilations": [1, 1], "kernel_shape": [kernel] * 2,
-                      "pads": pads} | attributes
+        attributes = {
+            "group": 1,
+            "strides": [stride] * 2,
+            "dilations": [1, 1],
+            "kernel_shape": [kernel] * 2,
+            "pads": pads,
+        } | attributes
         top, left, bottom, right = pads
         value = functional.conv2d(
             functional.pad(self.values[x], (left, right, top, bottom)), self._of(w), self._of(b) if b else None,
             stride=stride, groups=attributes["group"], dilation=attributes["dilations"])  # fmt: skip
         return self.node("Conv", [x, w, *([b] if b else [])], value, name=f"{name}.Conv", **attributes)
 
-    def dense(self, x, outputs, *, bits=4, lsb=-3, bias=True, bias_lsb=-7, gemm=True, transposed=True, name=None,
-              weights=None) -> str:
+    def dense(
+        self, x, outputs, *, bits=4, lsb=-3, bias=True, bias_lsb=-7, gemm=True, transposed=True, name=None, weights=None
+    ) -> str:
         """Gemm as torch exports it (``transposed``: weights (out, in)), or MatMul and Add."""
         name = name or f"dense{len(self.nodes)}"
         inputs = self.values[x].shape[1]
@@ -116,8 +146,16 @@ class Net:
         product = self.values[x] @ (self._of(w).T if transposed else self._of(w))
         total = product + self._of(b) if b else product
         if gemm:
-            return self.node("Gemm", [x, w, b or self.constant(np.zeros(outputs))], total, name=f"{name}.Gemm",
-                             transB=int(transposed), alpha=1.0, beta=1.0, transA=0)
+            return self.node(
+                "Gemm",
+                [x, w, b or self.constant(np.zeros(outputs))],
+                total,
+                name=f"{name}.Gemm",
+                transB=int(transposed),
+                alpha=1.0,
+                beta=1.0,
+                transA=0,
+            )
         made = self.node("MatMul", [x, w], product, name=f"{name}.MatMul")
         return self.node("Add", [made, b], total, name=f"{name}.Add") if b else made
 
@@ -130,8 +168,13 @@ class Net:
     def maxpool(self, x, size=2, stride=None, *, pad=0, dilation=1, ceil=False, **attributes) -> str:
         stride = stride or size
         value = functional.max_pool2d(self.values[x], size, stride, pad, dilation, ceil)
-        attributes = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": [pad] * 4,
-                      "dilations": [dilation] * 2, "ceil_mode": int(ceil)} | attributes
+        attributes = {
+            "kernel_shape": [size] * 2,
+            "strides": [stride] * 2,
+            "pads": [pad] * 4,
+            "dilations": [dilation] * 2,
+            "ceil_mode": int(ceil),
+        } | attributes
         return self.node("MaxPool", [x], value, **attributes)
 
     def flatten(self, x, *, reshape=False) -> str:
@@ -156,10 +199,17 @@ class Net:
 
     def finish(self, output) -> "Net":
         self.output, shape = output, self.values[output].shape[1:]
-        sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, *s]) for n, s in
-                 (("input", self.shape), (output, shape))]
-        made = helper.make_graph(self.nodes, "net", sides[:1], sides[1:],
-                                 [onnx.numpy_helper.from_array(v, n) for n, v in self.constants.items()])
+        sides = [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, *s])
+            for n, s in (("input", self.shape), (output, shape))
+        ]
+        made = helper.make_graph(
+            self.nodes,
+            "net",
+            sides[:1],
+            sides[1:],
+            [onnx.numpy_helper.from_array(v, n) for n, v in self.constants.items()],
+        )
         opsets = [helper.make_opsetid(DOMAIN, 2), helper.make_opsetid("", 20)]
         self.proto = helper.make_model(made, opset_imports=opsets, ir_version=10)
         return self
