@@ -116,7 +116,7 @@ STAGES = [
         needs=("data", "train", "trim", "quantize", "export", "plan", "convert", "csim", "package", "benchmark"),
         makes=("report.html",),
         config=(*WHOLE_RECIPE, "place"),
-        tools=("jinja2", "matplotlib", "pillow", "numpy"),
+        tools=("jinja2", "pillow", "numpy"),
         sources=("pipeline/report/**",),
         publish=("report.html",),
     ),
