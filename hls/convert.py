@@ -54,7 +54,7 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
         warnings.simplefilter("ignore")
         graph = _to_hls4ml(model, analysis, plan, part, folder)
     layers = _check(graph, model, analysis, plan)
-    _set_fifo_depths(graph, plan)
+    _set_fifo_depths(graph, layers, plan)
     with contextlib.redirect_stdout(log), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph.write()
@@ -295,7 +295,8 @@ def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
 
 
 def _check_result(layer, precision, tensor: str, wanted: Fixed, quantizer) -> None:
-    if quantizer is not None and layer.class_name in ("Activation", "Conv2D", "PointwiseConv2D", "Dense"):
+    passes_on = layer.class_name in ("Input", "Clone") or layer.class_name.startswith("ZeroPadding")
+    if quantizer is not None and not passes_on:
         lsb, low, high = _fixed_of(precision)
         rounding = {"ROUND": "RND_CONV", "FLOOR": "TRN"}[quantizer.rounding]
         narrow = quantizer.lo == -quantizer.hi and quantizer.lo < 0
@@ -367,12 +368,10 @@ def read_weights(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         ) from error
 
 
-def _set_fifo_depths(graph, plan: dict) -> None:
+def _set_fifo_depths(graph, layers: list[dict], plan: dict) -> None:
     whole = set(plan["fifo"]["whole_map"])
-    for layer in graph.get_layers():
-        inside = (
-            _tensor_of(layer.inputs[0] if layer.class_name.startswith("ZeroPadding") else layer.outputs[0]) in whole
-        )
+    for layer, row in zip(graph.get_layers(), layers, strict=True):
+        inside = row["tensor"] in whole  # the graph's name: hls4ml's own is lost where it merged a quantiser
         for variable in layer.variables.values():
             if isinstance(getattr(variable, "pragma", None), tuple) and variable.pragma[0] == "stream":
                 tokens = math.prod(variable.shape[:-1])

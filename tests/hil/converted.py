@@ -1,0 +1,58 @@
+"""Converted projects of the small networks of ``tests.graphs``, made once per session and copied to be damaged."""
+
+import functools
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hls import convert, numerics
+from hls.plan import make_plan
+from tests.graphs import Net, prepared, residual, tiny
+
+PART = "xc7z020clg400-1"
+
+
+@dataclass
+class Converted:
+    """A network, its prepared graph, plan and project."""
+
+    net: Net
+    model: object
+    analysis: numerics.Analysis
+    plan: dict
+    project: Path
+    io: dict
+
+    @property
+    def layers(self) -> list[dict]:
+        return json.loads((self.project / "layers.json").read_text())
+
+    @property
+    def expected(self) -> np.ndarray:
+        """Output codes (N, outputs) on the grid of the wire, from torch in float64."""
+        codes = np.ldexp(self.net.outputs, -self.io["output"]["scale_log2"])
+        assert np.array_equal(codes, np.round(codes))
+        return codes.astype(np.int64)
+
+    def copy(self, folder: Path) -> "Converted":
+        """The same with a project that may be changed."""
+        return Converted(**{**vars(self), "project": Path(shutil.copytree(self.project, folder / "project"))})
+
+
+def convert_net(net: Net, folder: Path, **options) -> Converted:
+    model = prepared(net)
+    analysis = numerics.analyze(model)
+    plan = make_plan(model, analysis, **({"lut": 53200, "clock_mhz": 100.0} | options))
+    io = convert.convert(model, analysis, plan, part=PART, folder=folder)
+    return Converted(net, model, analysis, plan, folder, io)
+
+
+@functools.cache
+def made(name: str) -> Converted:
+    """``tiny`` or ``residual``; do not change it."""
+    folder = Path(tempfile.mkdtemp(prefix="slimgate-test-"))
+    return convert_net({"tiny": tiny, "residual": residual}[name](), folder / "project")
