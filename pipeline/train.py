@@ -37,8 +37,16 @@ class TrainingDiverged(SlimgateError):
 def read_split(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (N, C, H, W) uint8 and labels (N,) int64 of a split file of the data stage (pixels are NHWC there)."""
     with np.load(file, allow_pickle=False) as arrays:
-        pixels = np.ascontiguousarray(arrays["pixels"].transpose(0, 3, 1, 2))
-        return torch.from_numpy(pixels), torch.from_numpy(arrays["labels"].astype(np.int64))
+        return to_tensors(arrays["pixels"], arrays["labels"])
+
+
+def to_tensors(pixels: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 pictures (N, H, W, C) and labels (N,) as torch tensors (N, C, H, W) uint8 and (N,) int64."""
+    # Strides decide which convolution torch takes, and with it the last bits of every sum. A gray picture counts as
+    # contiguous under any strides, so only a fresh tensor is sure to have the same ones wherever it came from.
+    channels_first = torch.from_numpy(np.asarray(pixels)).permute(0, 3, 1, 2)
+    fresh = torch.empty(channels_first.shape, dtype=torch.uint8).copy_(channels_first)
+    return fresh, torch.from_numpy(np.asarray(labels).astype(np.int64))
 
 
 def to_values(pixels: torch.Tensor, bits: int = PIXEL_BITS, dtype=torch.float32) -> torch.Tensor:

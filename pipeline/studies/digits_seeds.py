@@ -21,7 +21,7 @@ from pipeline import config, models
 from pipeline.datasets import digits
 from pipeline.quantize import bits_of, observe, quantize
 from pipeline.stages.trim import trimmed
-from pipeline.train import evaluate, fit, seed_everything, set_threads
+from pipeline.train import evaluate, fit, seed_everything, set_threads, to_tensors
 
 COMMAND = "python -m pipeline.studies.digits_seeds"
 NETWORKS = ("float", "trimmed", "quantized")
@@ -30,10 +30,7 @@ NETWORKS = ("float", "trimmed", "quantized")
 def read_digits(recipe) -> dict:
     """The splits as the torch stages see them."""
     loaded = digits.load(recipe)
-    splits = {
-        name: (torch.from_numpy(split["pixels"].transpose(0, 3, 1, 2).copy()), torch.from_numpy(split["labels"]))
-        for name, split in loaded["splits"].items()
-    }
+    splits = {name: to_tensors(split["pixels"], split["labels"]) for name, split in loaded["splits"].items()}
     return {"input_shape": tuple(splits["train"][0].shape[1:]), "classes": len(loaded["labels"]), **splits}
 
 

@@ -38,8 +38,14 @@ def shape(name):
     return module_of(name).INPUT_SHAPE
 
 
-def test_recipes_know_the_same_models(name):
-    assert name in config.models()
+def test_a_recipe_may_name_it(name, tmp_path):
+    file = tmp_path / "some.toml"
+    layer = f"[quantize.layers.{models.CLASSIFIER}]"
+    file.write_text(f'[data]\nname = "digits"\n[model]\nname = "{name}"\n{layer}\nweights = 8\n')
+    assert config.load(file).model.name == name
+    file.write_text(file.read_text().replace(models.CLASSIFIER, "no_such_layer"))
+    with pytest.raises(config.RecipeError, match="no_such_layer"):
+        config.load(file)
 
 
 def test_widths_are_the_networks_convolutions(name, shape):

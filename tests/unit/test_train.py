@@ -150,6 +150,16 @@ def test_read_split_turns_pictures_to_channels_first(tmp_path):
     assert got[1, 1, 2, 3] == pixels[1, 2, 3, 1]
 
 
+def test_gray_pictures_have_the_same_strides_wherever_they_came_from(tmp_path):
+    """torch picks its convolution by strides; the same pictures must train to the same weights on every way in."""
+    pixels = np.arange(5 * 8 * 8, dtype=np.uint8).reshape(5, 8, 8, 1)
+    np.savez(tmp_path / "train.npz", pixels=pixels, labels=np.zeros(5))
+    ways = [train.read_split(tmp_path / "train.npz")[0], train.to_tensors(pixels, np.zeros(5))[0]]
+    ways.append(train.to_tensors(np.asfortranarray(pixels), np.zeros(5))[0])
+    assert {way.stride() for way in ways} == {(64, 64, 8, 1)}
+    assert all(torch.equal(ways[0], way) for way in ways)
+
+
 def test_evaluation_counts_every_picture_once():
     class Constant(nn.Module):
         def forward(self, x):
