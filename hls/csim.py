@@ -22,6 +22,9 @@ from boards.errors import SlimgateError
 from boards.simulated.accelerator import Accelerator
 from hls import wire
 from hls.convert import PROJECT, TEMPLATES, read_weights
+from hls.graph import execute
+from hls.numerics import Analysis
+from hls.reference import Reference
 
 FLAGS = ("-O3", "-std=c++17", "-w", "-fPIC", "-shared", "-fno-gnu-unique", "-fvisibility=default")
 UNITS = ("slimgate_axis.cpp",)
@@ -270,16 +273,26 @@ def trace(project: Path, io: dict, codes: np.ndarray, layers: list[dict]) -> dic
     return {name: (values.reshape(-1, *shapes[name]), grids[name]) for name, values in recorded.items()}
 
 
-def first_divergence(project: Path, io: dict, model, layers: list[dict], codes: np.ndarray) -> dict | None:
-    """The first layer, in the order of the graph, whose C simulation differs from qonnx execution on these samples.
+def first_divergence(
+    project: Path, io: dict, model, analysis: Analysis, layers: list[dict], codes: np.ndarray
+) -> dict | None:
+    """The first layer, in the order of the graph, whose C simulation differs from the network on these samples.
 
-    ``model``: the prepared graph. Returns the row of ``layers.json`` with the sample, position and both values added,
-    None when every layer agrees.
+    ``model``: the prepared graph, executed by qonnx where float32 is exact for it and by the integer reference where it
+    is not. Returns the row of ``layers.json`` with the sample, position, both values and the oracle added, None when
+    every layer agrees.
     """
-    from hls.graph import execute
-
     streams = trace(project, io, codes, layers)
-    expected = execute(model, np.ldexp(codes.astype(np.float64), io["input"]["scale_log2"]), tensors=True)
+    if analysis.float32_exact:
+        oracle = "qonnx"
+        expected = execute(model, np.ldexp(codes.astype(np.float64), io["input"]["scale_log2"]), tensors=True)
+    else:
+        oracle, expected = "integer reference", {}
+        Reference(model, analysis).run(
+            codes,
+            batch=len(codes),
+            visit=lambda node, found, lsb: expected.update({node.output[0]: np.ldexp(found.astype(np.float64), lsb)}),
+        )
     for row in layers:
         if row["stream"] not in streams or row["tensor"] not in expected or row["class"].startswith("ZeroPadding"):
             continue
@@ -295,6 +308,7 @@ def first_divergence(project: Path, io: dict, model, layers: list[dict], codes: 
                 "sample": at[0],
                 "position": list(at[1:]),
                 "csim_value": float(np.ldexp(float(found[at]), lsb)),
-                "qonnx_value": float(wanted[at]),
+                "expected_value": float(wanted[at]),
+                "oracle": oracle,
             }
     return None

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 from boards.errors import SlimgateError
@@ -16,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code: 0 well, 1 a gate is shut, 2 a mistake or something missing, 3 a bug."""
     args = parser().parse_args(argv)
+    # Brevitas tells, with a path of this machine, that an accelerator of something unused here is absent.
+    warnings.filterwarnings("ignore", message="fast_hadamard_transform")
     try:
         return args.run(args) or 0
     except SlimgateError as error:
