@@ -23,7 +23,7 @@ from boards.errors import SlimgateError
 
 COEFFICIENTS = Path(__file__).parent / "data" / "cost_coefficients.json"
 QUANTITIES = ("lut", "ff", "dsp", "bram18")
-FAMILIES = {"zynq7": 1.0, "7series": 0.75, "ultrascale": 0.65, "ultrascale+": 0.5}
+FAMILIES = {"zynq7": 1.0, "7series": 0.75, "ultrascale": 0.45, "ultrascale+": 0.28}
 """Part family -> logic delay relative to Zynq-7000's Artix fabric (speed grade -1), a data-sheet ratio."""
 DSP48_PORTS = {"zynq7": (25, 18), "7series": (25, 18), "ultrascale": (27, 18), "ultrascale+": (27, 18)}
 """Widths of the signed multiplier's operands (UG479, UG579)."""
@@ -105,8 +105,10 @@ class LayerSpec:
     """Bits the largest weight needs; the last word of a memory is cut to it."""
     multiplier_limit: int | None = None
     implementation: str = "linebuffer"
+    op: str = ""
+    """The operation's name where the kind leaves it open ("linear", "leaky_relu")."""
     serial: bool = False
-    """Forks that send one channel per token ("_me")."""
+    """Values pass one at a time: forks that send one channel per token ("_me"), arrays walked by loops ("large")."""
     fifo_depth: int | None = None
     """Tokens of the stream behind the layer; None: as many as the layer has output pixels."""
     table_size: int = 1024
@@ -325,6 +327,8 @@ def fifos(layer: LayerSpec, target: Target) -> tuple[int, int, int]:
         if layer.serial:
             return 1, depth, layer.output_bits
         return (1, depth, layer.lanes * layer.output_bits) if target.vitis else (layer.lanes, depth, layer.output_bits)
+    if layer.serial:
+        return (2, math.prod(layer.out_shape), layer.output_bits) if target.dataflow else (0, 0, 0)
     return (math.prod(layer.out_shape), 2, layer.output_bits) if target.dataflow else (0, 0, 0)
 
 
@@ -354,17 +358,21 @@ DEFAULT_TERMS = {
     "cycles.dense": 4.0, "cycles.dense_tight": 4.0,
     # stages of a pipelined sum of products: delay of the product and of one level of the adder tree, in clock periods at
     # tightness 1
-    "cycles.product": 1.0, "cycles.level": 0.8,
+    "cycles.product": 1.5, "cycles.level": 0.65,
     "cycles.share": 4.0,
 }
 
 
+def _delay(layer: LayerSpec, target: Target, coefficients: Mapping) -> float:
+    """Delay of a fully unrolled sum of products, in clock periods."""
+    levels = math.log2(max(layer.live / layer.n_out, 1.0))
+    periods = _term(coefficients, "cycles.product") + _term(coefficients, "cycles.level") * levels
+    return periods * target.tightness
+
+
 def pipeline_depth(layer: LayerSpec, target: Target, coefficients: Mapping) -> int:
     """Stages of a fully unrolled sum of products."""
-    fan_in = max(layer.live / layer.n_out, 1.0)
-    delay = _term(coefficients, "cycles.product") + _term(coefficients, "cycles.level") * math.log2(fan_in)
-    wide = 0.6 if max(layer.input_bits, layer.weight_bits) <= SMALL_OPERAND else 1.0
-    return int(delay * wide * target.tightness)
+    return int(_delay(layer, target, coefficients))
 
 
 def layer_cycles(layer: LayerSpec, target: Target, coefficients: Mapping | None = None) -> dict[str, float]:
@@ -398,14 +406,14 @@ def layer_cycles(layer: LayerSpec, target: Target, coefficients: Mapping | None 
         wait = (tokens if tokens > 1 else 0) if target.stream else 0
         if layer.strategy == "latency":
             depth = pipeline_depth(layer, target, k)
-            run = depth if layer.factor == 1 else depth + _shared_steps(layer)
+            run = depth + _shared_steps(layer)
             interval = pixels * (_latency_interval(layer, target, k, depth) if layer.factor > 1 else 1)
             total = wait + run + (2 if target.stream else 0) + (pixels - 1 if pixels > 1 else 0)
             return _cycles(total, total, interval=total if target.stream else interval)
         total = wait + pixels * layer.factor + _term(k, "cycles.dense") + _term(k, "cycles.dense_tight") * tight
         return _cycles(total - 1, total, interval=total if target.stream else pixels * layer.factor)
     if not target.stream:
-        stages = {"softmax": 12 * tight, "table": 2.0}.get(layer.kind, 1.0 if tight > 1.2 else 0.0)
+        stages = {"softmax": 2 + 10 * tight, "table": 2.0}.get(layer.kind, 1.0 if tight > 1.2 else 0.0)
         if layer.kind in ("pool", "globalpool") and layer.in_shape:
             stages = tight * math.log2(max(math.prod(layer.kernel or layer.in_shape[:-1]), 2))
         return _cycles(round(stages), round(stages), interval=1)
@@ -433,13 +441,14 @@ def _run_time_table(layer: LayerSpec, target: Target) -> bool:
 
 
 def _shared_steps(layer: LayerSpec) -> int:
-    return math.ceil(_long_products(layer) / _limit(layer))
+    """Turns the shared multipliers take beyond those a pipeline of interval 2 hides."""
+    return max(math.ceil(_long_products(layer) / _limit(layer)) - 2, 0) if layer.factor > 1 else 0
 
 
 def _latency_interval(layer: LayerSpec, target: Target, k: Mapping, depth: int) -> float:
     """A Latency layer with a reuse factor shares ``multiplier_limit`` multipliers among its long products; it is done
     when they are, even if that is sooner than the reuse factor."""
-    return min(float(layer.factor), _shared_steps(layer) + depth / 2 + _term(k, "cycles.share"))
+    return min(float(layer.factor), _shared_steps(layer) + depth / 2 + 2 + _term(k, "cycles.share"))
 
 
 def _cycles(low: float, high: float, *, interval: float | None = None, per: float = 0.0, idle: float = 0.0) -> dict:
@@ -449,31 +458,25 @@ def _cycles(low: float, high: float, *, interval: float | None = None, per: floa
 
 
 def network_cycles(layers: Iterable[LayerSpec], target: Target, coefficients: Mapping | None = None) -> dict[str, int]:
-    """Latency and interval of the whole network, composed simply: {"latency", "interval"}.
+    """Latency and interval of the whole network as csynth reports them: {"latency", "interval"}.
 
-    A dataflow region runs at its slowest layer; each later layer adds the time its first rows take to fill. A pipeline
-    adds the layers and a register between them. ``hls.dataflow`` simulates what this only composes."""
+    A dataflow region takes as long as its slowest layer, plus what each other layer does with its last token; a pipeline
+    adds its layers and the registers between them. Hardware differs where several layers are nearly as slow:
+    ``hls.dataflow`` simulates what this only composes."""
     k = coefficients or load_coefficients()
     rows = [(layer, layer_cycles(layer, target, k)) for layer in layers if layer.kind != "reshape"]
     if not rows:
         return {"latency": 0, "interval": 0}
     slowest = max(c["interval"] for _, c in rows)
     if not target.stream:
-        return {"latency": sum(c["latency_max"] + 1 for _, c in rows), "interval": max(slowest, 1)}
-    first = last = 0.0
+        registers = sum(1 for layer, _ in rows if target.tightness >= 0.8 or layer.kind in (*MULTIPLYING, "softmax"))
+        return {"latency": sum(c["latency_max"] for _, c in rows) + registers, "interval": max(slowest, 1)}
+    longest = max(c["latency_max"] for _, c in rows)
+    tails = 0.0
     for layer, cycles in rows:
-        need = 0.0
-        if layer.kind in ("conv", "pool") and layer.kernel and len(layer.in_shape) > 1:
-            width = layer.in_shape[1] if len(layer.in_shape) > 2 else 1
-            need = min(((layer.kernel[0] - 1) * width + layer.kernel[-1]) / math.prod(layer.in_shape[:-1]), 1.0)
-        elif layer.kind in ("dense", "globalpool"):
-            need = 1.0
-        span = max(float(cycles["latency_max"]), last - first)
-        done = max(first + cycles["latency_max"], last + cycles["latency_max"] / max(layer.tokens_in, 1))
-        if layer.kind == "dense":
-            done = max(done, last + cycles["latency_max"] - layer.tokens_in)
-        first, last = first + need * span, done
-    return {"latency": round(last + 2), "interval": round(slowest + 1)}
+        own, tokens = cycles["latency_max"], max(layer.tokens_in, 1)
+        tails += 0 if own == longest else max(own - tokens, 0) if layer.kind == "dense" else own / tokens
+    return {"latency": round(longest + tails + 2), "interval": round(slowest + 1)}
 
 
 # --- LUT and FF: named terms, each with one coefficient ------------------------------------------------------------
@@ -521,21 +524,23 @@ def _resource_terms(layer: LayerSpec, target: Target) -> dict:
     n, a, acc, tight = layer.multipliers, layer.input_bits, layer.accumulator_bits, target.tightness
     _, in_lut = products(layer, target)
     lut, ff = _window_terms(layer, target)
-    choices = math.log2(min(layer.factor, layer.n_in) + 1)
+    # below n_in every multiplier selects its own input, and HLS counts a mux for each whatever its size; from n_in on
+    # one selection serves all and the sums are selected instead
+    many = layer.factor < layer.n_in
     lut |= {
-        "base": 300.0,
-        "product": 0.7 * in_lut * layer.weight_bits * a,
-        "sum": 0.6 * n * acc,
-        "select": 0.35 * n * a * choices,
-        "result": 1.0 * layer.n_out * acc,
+        "base": 600.0,
+        "product": 0.8 * in_lut * layer.weight_bits * a,
+        "sum": 1.0 * n * acc if many else 0.5 * n * acc,
+        "result": layer.n_out * (20.0 + acc) if layer.factor > layer.n_in else 0.5 * layer.n_out * acc,
+        f"select_{layer.kind}": 70.0 * n if many else 0.0,
     }
     _, bram = weight_memory(layer, target)
     if not bram:
         lut["rom"] = 0.3 * layer.weights * layer.weight_bits / 16 + 5
     ff |= {
         "base": 150.0,
-        "operands": n * (layer.weight_bits + a) * 0.5 * (0.5 + tight),
-        "products": n * acc * 0.5 * (0.5 + tight),
+        "operands": 0.6 * n * (layer.weight_bits + a),
+        "products": 0.8 * n * acc * min(tight, 1.5),
         "result": 1.0 * layer.n_out * acc,
     }
     return {"lut": {f"resource.{k}": v for k, v in lut.items()}, "ff": {f"resource.{k}": v for k, v in ff.items()}}
@@ -551,13 +556,17 @@ def _latency_terms(layer: LayerSpec, target: Target) -> dict:
     adders = kept if in_dsp else digits - real
     lut, ff = _window_terms(layer, target)
     lut |= {"base": 50.0, "tree": live * width, "shifted": max(adders, 0.0) * (a + 4.0)}
-    depth = pipeline_depth(layer, target, {"terms": {}})
-    steps = _shared_steps(layer) if layer.factor > 1 else 0
+    # registers: none in a short path, one or two per product once the sum takes several clocks
+    delay = _delay(layer, target, {"terms": {}})
     if layer.factor > 1:
-        lut["share"] = long * a * 0.6
-        ff["held"] = live * width * 0.6
-        lut["steps"] = 6.0 * steps
-    ff |= {"base": 20.0, "stages": live * width * 0.25 * depth, "result": layer.n_out * width * (1.0 if depth else 0.1)}
+        steps = _shared_steps(layer)
+        lut["share"], lut["steps"] = long * a * 0.6, 6.0 * steps
+        ff["held"] = 1.1 * live * width * -math.expm1(-(((delay + steps) / 2.5) ** 4))
+    else:
+        ff["stages"] = 1.6 * live * width * -math.expm1(-((delay / 2.5) ** 4))
+    ff |= {"base": 20.0, "result": layer.n_out * width * (1.0 if delay >= 1 else 0.1)}
+    if layer.kind == "conv" and not target.stream:
+        lut["image"] = ff["image"] = 3.0 * math.prod(layer.in_shape) * a
     return {"lut": {f"latency.{k}": v for k, v in lut.items()}, "ff": {f"latency.{k}": v for k, v in ff.items()}}
 
 
@@ -566,17 +575,26 @@ def _other_terms(layer: LayerSpec, target: Target) -> dict:
     lanes = layer.lanes if target.stream else math.prod(layer.out_shape)
     wide, narrow = max(layer.input_bits, layer.output_bits), min(layer.input_bits, layer.output_bits)
     kind = layer.kind
+    if layer.serial and kind != "softmax":
+        lanes = 1
+    if kind == "activation" and "linear" in layer.op:
+        grow = max(layer.output_bits - layer.input_bits, 0)
+        lut, ff = {"base": 30.0, "lane": 1.8 * lanes * max(narrow, 1) * (0.2 if grow == wide - narrow else 1.0)}, {"base": 10.0}
+        if target.stream:
+            lut["stream"] = 18.0 * lanes
+        return {"lut": {f"linear.{k}": v for k, v in lut.items()}, "ff": {f"linear.{k}": v for k, v in ff.items()}}
     if kind == "activation":
         cut = 1.0 if layer.output_bits < layer.input_bits else 0.0
         lut = {"base": 40.0, "pass": 1.6 * lanes * narrow, "cut": 2.2 * cut * lanes * wide}
-        ff = {"base": 10.0, "pass": lanes * narrow * max(tight - 0.4, 0.02)}
+        # registered in a dataflow process unless the clock is slow, in a pipeline only when it is fast
+        held = tight >= 0.25 if target.dataflow and layer.tokens_in > 1 else tight > 1.2 or (target.dataflow and cut)
+        ff = {"base": 10.0, "pass": lanes * (wide if cut and target.dataflow else narrow) * (1.0 if held else 0.01)}
         if target.stream:
             lut["stream"] = 18.0 * lanes
     elif kind in ("pool", "globalpool"):
         taps = max(math.prod(layer.kernel) - 1, 1) if layer.kernel and kind == "pool" else 1
         if kind == "globalpool" and not target.stream:
             taps, lanes = math.prod(layer.in_shape[:-1]), layer.channels
-        lanes = 1 if layer.serial else lanes
         column, along = _stripe(layer)
         lut = {"base": 150.0, "compare": 2.0 * lanes * taps * layer.input_bits, "steer": 40.0 * lanes * taps}
         ff = {"base": 60.0, "compare": lanes * taps * layer.input_bits * 2.0 * (0.4 + tight)}

@@ -127,6 +127,8 @@ def layers_of(design: Mapping, target: Target) -> list[LayerSpec]:
     value or hls4ml's default."""
     found: list[LayerSpec] = []
     used: set[str] = set()
+    # hls4ml 0.1's variants for layers too large to unroll walk their arrays in loops, all layers of such a design alike
+    large = not target.stream and any("large" in str(x.get("type")) for x in design["layers"])
     shape, bits = None, _bits((design.get("yml") or {}).get("Model.Precision"), 16)
     default = str((design.get("yml") or {}).get("Model.Strategy") or "").lower()
     for position, raw in enumerate(design["layers"]):
@@ -136,6 +138,7 @@ def layers_of(design: Mapping, target: Target) -> list[LayerSpec]:
         used.add(name)
         try:
             layer = _layer(raw, name, shape, bits, target, default)
+            layer = replace(layer, serial=layer.serial or large)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise DesignError(f"layer {name} cannot be read: {error!r}", where=design.get("name")) from error
         found.append(layer)
@@ -221,7 +224,7 @@ def _layer(raw: Mapping, name: str, before, bits_before: int, target: Target, de
         multiplier_limit=int(limit) if limit and strategy == "latency" else None,
         implementation=raw.get("implementation") or ("encoded" if kind == "conv" and target.version < 2020.2 and
                                                      target.stream and "implementation" in raw else "linebuffer"),
-        serial=serial, fifo_depth=raw.get("out_fifo_depth_pragma"), table_size=int(raw.get("table_size") or 1024),
+        op=kind_text.lower(), serial=serial, fifo_depth=raw.get("out_fifo_depth_pragma"), table_size=int(raw.get("table_size") or 1024),
         table_bits=_bits(raw.get("table_t") or raw.get("exp_table_t"), 18),
         normalized_bits=_bits(raw.get("inp_norm_t"), None),
     )
@@ -341,14 +344,16 @@ def _weights(repos: Iterable[str], importance: Iterable[float]) -> np.ndarray:
     return np.array([v / sums[r] if sums[r] else 0.0 for r, v in zip(repos, importance, strict=True)])
 
 
-def fit_positive(matrix: np.ndarray, reported: np.ndarray, weights: np.ndarray, *, pull: float = 0.15) -> np.ndarray:
-    """Positive coefficients c that make ``matrix @ c`` close to ``reported`` in the logarithm. Robust (soft L1); each
-    coefficient is pulled towards 1, its first-principles value, with strength ``pull``."""
+def fit_positive(matrix: np.ndarray, reported: np.ndarray, weights: np.ndarray, *, floor: np.ndarray | float = 1.0,
+                 pull: float = 0.15) -> np.ndarray:
+    """Positive coefficients c that make ``matrix @ c`` close to ``reported`` in the logarithm, differences far below
+    ``floor`` not counting. Robust (soft L1); each coefficient is pulled towards 1, its first-principles value, with
+    strength ``pull``."""
     columns = matrix.shape[1]
     root = np.sqrt(weights)
 
     def residuals(logs):
-        miss = np.log(matrix @ np.exp(logs) + 1.0) - np.log(reported + 1.0)
+        miss = np.log(matrix @ np.exp(logs) + floor) - np.log(reported + floor)
         # soft L1 by hand: the pull must stay quadratic
         soft = np.sign(miss) * np.sqrt(2 * 0.3**2 * (np.sqrt(1 + (miss / 0.3) ** 2) - 1))
         return np.concatenate([root * soft, pull * logs])
@@ -379,7 +384,7 @@ def fit(designs: list[Design]) -> dict:
                         _figures(r).get(quantity, 0.0) for r in design.rows.values()) or 1.0
                     share = math.sqrt(max(figures[quantity], 1.0) / whole)
                     rows.setdefault((quantity, _group(next(iter(sizes[quantity])))), []).append(
-                        (design.repo, share, sizes[quantity], figures[quantity]))
+                        (design.repo, share, sizes[quantity], figures[quantity], 0.02 * whole))
         streams: dict[str, dict[str, float]] = {"lut": {}, "ff": {}}
         for layer in design.layers[:-1] or design.layers:
             for quantity, sizes in cost.fifo_terms(layer, design.target).items():
@@ -389,17 +394,17 @@ def fit(designs: list[Design]) -> dict:
         for quantity, name in (("lut", "LUT"), ("ff", "FF")):
             value = (block.get("FIFO") or {}).get(name)
             if value and streams[quantity]:
-                rows.setdefault((quantity, "fifo"), []).append((design.repo, 1.0, streams[quantity], float(value)))
+                rows.setdefault((quantity, "fifo"), []).append((design.repo, 1.0, streams[quantity], float(value), 1.0))
         value = (block.get("Register") or {}).get("FF")
         sizes = cost.top_terms(design.layers, design.target)["ff"]
         if value and "top.registers" in sizes:
-            rows.setdefault(("ff", "top"), []).append((design.repo, 1.0, sizes, float(value)))
+            rows.setdefault(("ff", "top"), []).append((design.repo, 1.0, sizes, float(value), 1.0))
     for (quantity, _), group in rows.items():
-        names = sorted({name for _, _, sizes, _ in group for name in sizes})
-        matrix = np.array([[sizes.get(name, 0.0) for name in names] for _, _, sizes, _ in group])
-        values = np.array([value for *_, value in group])
+        names = sorted({name for _, _, sizes, *_ in group for name in sizes})
+        matrix = np.array([[sizes.get(name, 0.0) for name in names] for _, _, sizes, *_ in group])
+        values, floor = np.array([row[3] for row in group]), np.array([row[4] for row in group])
         weights = _weights((r for r, *_ in group), (s for _, s, *_ in group))
-        for name, value in zip(names, fit_positive(matrix, values, weights), strict=True):
+        for name, value in zip(names, fit_positive(matrix, values, weights, floor=floor), strict=True):
             found[f"{quantity}:{name}"] = float(value)
     found |= _fit_cycles(designs)
     found |= _fit_remaining(designs, {"terms": found})
@@ -418,8 +423,7 @@ def _fit_cycles(designs: list[Design]) -> dict[str, float]:
             if layer.strategy == "latency":
                 if layer.factor == 1 and layer.kind == "dense" and not design.target.stream:
                     fan = math.log2(max(layer.live / layer.n_out, 1.0))
-                    wide = 0.6 if max(layer.input_bits, layer.weight_bits) <= cost.SMALL_OPERAND else 1.0
-                    stages.append((design.repo, wide * tight, wide * tight * fan, high + 0.5, 1.0))
+                    stages.append((design.repo, tight, tight * fan, high + 0.5, 1.0))
                 continue
             pixels = math.prod(layer.in_shape[:-1])
             if layer.kind == "conv" and design.target.stream:
