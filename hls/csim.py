@@ -254,12 +254,15 @@ def _check_identity(accelerator: Accelerator, io: dict) -> None:
 def trace(project: Path, io: dict, codes: np.ndarray, layers: list[dict]) -> dict[str, tuple[np.ndarray, int]]:
     """Run samples through the traced design; return stream name -> (codes (N, *shape), lsb).
 
-    ``layers``: the rows of ``layers.json``. Streams that are aliases of another have no record.
+    ``layers``: the rows of ``layers.json``. Streams that are aliases of another have no record. What the network reads
+    and writes is recorded in the wrapper, where those two streams have names of their own.
     """
+    ports = {layers[0]["stream"]: "tokens_in", layers[-1]["stream"]: "tokens_out"}
+    recorders = {row["stream"]: ports.get(row["stream"], row["stream"]) for row in layers}
     library = compile_design(project, io, trace=True)
     with tempfile.TemporaryDirectory() as scratch:
         np.save(f"{scratch}/in.npy", np.frombuffer(wire.pack(codes, io), np.uint8))
-        names = sorted({row["stream"] for row in layers})
+        names = sorted(set(recorders.values()))
         command = [sys.executable, "-m", "hls.tracer", str(library), f"{scratch}/in.npy", f"{scratch}/out.npz", *names]
         result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         if result.returncode != 0:
@@ -270,7 +273,11 @@ def trace(project: Path, io: dict, codes: np.ndarray, layers: list[dict]) -> dic
             recorded = {name: found[name] for name in found.files if not name.endswith(":lsb")}
             grids = {name: int(found[f"{name}:lsb"]) for name in recorded}
     shapes = {row["stream"]: row["shape"] for row in layers}
-    return {name: (values.reshape(-1, *shapes[name]), grids[name]) for name, values in recorded.items()}
+    return {
+        stream: (recorded[name].reshape(-1, *shapes[stream]), grids[name])
+        for stream, name in recorders.items()
+        if name in recorded
+    }
 
 
 def first_divergence(
