@@ -54,6 +54,8 @@ class Target:
     """DSP blocks of the part: multipliers beyond it become LUTs. None: unlimited."""
     multiplier: str = "auto"
     """"auto", or "dsp" / "fabric" where the project forces ``config_op mul -impl``."""
+    speed_grade: int = 1
+    """Of the part: 1 (slowest) to 3. Only tells 7 series apart; the published UltraScale designs are all of one grade."""
     softmax_run_time_table: bool | None = None
     """Whether hls4ml's softmax computes its table at run time; None: derived from the normalized type's width."""
 
@@ -66,7 +68,8 @@ class Target:
     @property
     def tightness(self) -> float:
         """Logic delay over clock period; 1 for Zynq-7000 at 5 ns. Pipeline registers grow with it."""
-        return FAMILIES[self.family] * 5.0 / self.clock_ns
+        faster = 0.87 ** (self.speed_grade - 1) if self.family in ("zynq7", "7series") else 1.0
+        return FAMILIES[self.family] * faster * 5.0 / self.clock_ns
 
     @property
     def vitis(self) -> bool:
@@ -110,7 +113,7 @@ class LayerSpec:
     serial: bool = False
     """Values pass one at a time: forks that send one channel per token ("_me"), arrays walked by loops ("large")."""
     fifo_depth: int | None = None
-    """Tokens of the stream behind the layer; None: as many as the layer has output pixels."""
+    """Tokens of the stream behind the layer; None: as many as the layer has output pixels (hls4ml's default)."""
     table_size: int = 1024
     table_bits: int = 18
     normalized_bits: int | None = None
@@ -307,14 +310,13 @@ def window_fifos(layer: LayerSpec) -> tuple[int, int, int]:
 
 
 def fifo_bram18(depth: int, bits: int, target: Target) -> int:
-    """BRAM18 of one FIFO: shift registers up to 512 bits, then memories of 18 bits and 1024 words (Vivado HLS) or 36 bits
-    wide (Vitis HLS, which packs a token's channels)."""
+    """BRAM18 of one FIFO: shift registers up to 512 bits, beyond them memories of a power of two of words, at most 18 bits
+    wide (Vivado HLS) or 36 (Vitis HLS, which packs a token's channels)."""
     if depth * bits <= 512 or depth <= 4:
         return 0
     if target.vitis:
-        return math.ceil(bits / 36) * max(1, math.ceil(depth / 512)) if depth > 16 else 0
-    power = 1 << (depth - 1).bit_length()
-    return math.ceil(bits / 18) * max(1, power // 1024)
+        return memory_bram18(bits, depth) if depth > 16 else 0
+    return memory_bram18(bits, max(1 << (depth - 1).bit_length(), 1024))
 
 
 def fifos(layer: LayerSpec, target: Target) -> tuple[int, int, int]:
@@ -323,7 +325,7 @@ def fifos(layer: LayerSpec, target: Target) -> tuple[int, int, int]:
     if layer.kind == "reshape":
         return 0, 0, 0
     if target.stream:
-        depth = layer.fifo_depth or layer.tokens_out
+        depth = layer.fifo_depth or math.prod(layer.out_shape[:-1])
         if layer.serial:
             return 1, depth, layer.output_bits
         return (1, depth, layer.lanes * layer.output_bits) if target.vitis else (layer.lanes, depth, layer.output_bits)
@@ -413,7 +415,7 @@ def layer_cycles(layer: LayerSpec, target: Target, coefficients: Mapping | None 
         total = wait + pixels * layer.factor + _term(k, "cycles.dense") + _term(k, "cycles.dense_tight") * tight
         return _cycles(total - 1, total, interval=total if target.stream else pixels * layer.factor)
     if not target.stream:
-        stages = {"softmax": 2 + 10 * tight, "table": 2.0}.get(layer.kind, 1.0 if tight > 1.2 else 0.0)
+        stages = {"softmax": 12 * tight, "table": 2.0}.get(layer.kind, 1.0 if tight > 1.2 else 0.0)
         if layer.kind in ("pool", "globalpool") and layer.in_shape:
             stages = tight * math.log2(max(math.prod(layer.kernel or layer.in_shape[:-1]), 2))
         return _cycles(round(stages), round(stages), interval=1)
@@ -470,11 +472,14 @@ def network_cycles(layers: Iterable[LayerSpec], target: Target, coefficients: Ma
     slowest = max(c["interval"] for _, c in rows)
     if not target.stream:
         registers = sum(1 for layer, _ in rows if target.tightness >= 0.8 or layer.kind in (*MULTIPLYING, "softmax"))
-        return {"latency": sum(c["latency_max"] for _, c in rows) + registers, "interval": max(slowest, 1)}
+        registers = registers if target.tightness >= 0.25 else registers / 2
+        return {"latency": round(sum(c["latency_max"] for _, c in rows) + registers), "interval": max(slowest, 1)}
     longest = max(c["latency_max"] for _, c in rows)
     tails = 0.0
     for layer, cycles in rows:
         own, tokens = cycles["latency_max"], max(layer.tokens_in, 1)
+        # a table made at run time is made before the first value arrives
+        own -= layer.table_size if layer.kind == "softmax" and own > layer.table_size and own != longest else 0
         tails += 0 if own == longest else max(own - tokens, 0) if layer.kind == "dense" else own / tokens
     return {"latency": round(longest + tails + 2), "interval": round(slowest + 1)}
 
@@ -662,8 +667,10 @@ class Estimate:
 
     layers: dict[str, dict]
     totals: dict[str, dict]
-    latency: int
-    interval: int
+    latency: dict[str, float]
+    """Cycles from the first value in to the last out: {"value", "lo", "hi"}."""
+    interval: dict[str, float]
+    """Cycles between frames, likewise."""
     evidence: str
     why: tuple[str, ...]
     """Why figures are extrapolated, in words; empty where they are not."""
@@ -733,13 +740,28 @@ def remaining(layer: LayerSpec, target: Target, raw: Mapping, coefficients: Mapp
     return value
 
 
-def _spread(value: float, key: str, coefficients: Mapping, widen: float) -> dict[str, float]:
-    low, high = coefficients.get("intervals", {}).get(key, (0.5, 2.0))
-    return {"value": round(value, 1), "lo": round(value * low / widen, 1), "hi": round(value * high * widen, 1)}
+def design_class(layers: Iterable[LayerSpec]) -> str:
+    """Which published designs' errors tell how far an estimate may be off: "serial" forks; "unread" where the Latency
+    strategy is used and nobody said how many weights are zero; "stock" for the rest."""
+    work = [p for x in layers for p in (x.parts or (x,)) if p.kind in MULTIPLYING]
+    if any(x.serial for x in work):
+        return "serial"
+    return "unread" if any(x.strategy == "latency" and x.nonzeros is None for x in work) else "stock"
 
 
-def interval_key(quantity: str, figure: str, scope: str) -> str:
-    return f"{scope}.{figure}.{quantity}"
+UNKNOWN_SPREAD = (0.4, 2.5)
+SHIFT = {"dsp": 1.0, "bram18": 1.0}
+"""Added to small counts before a ratio is taken, so that 0 and 1 are near."""
+
+
+def spread(value: float, coefficients: Mapping, scope: str, figure: str, quantity: str, kind: str,
+           widen: float = 1.0) -> dict[str, float]:
+    """{"value", "lo", "hi"}: the 90 % interval from the errors on designs that were left out of the fit."""
+    known, key = coefficients.get("intervals", {}), f"{scope}.{figure}.{quantity}"
+    low, high = known.get(f"{key}.{kind}") or known.get(key) or UNKNOWN_SPREAD
+    shift = SHIFT.get(quantity, 0.0)
+    return {"value": round(value, 1), "lo": round(max((value + shift) * low / widen - shift, 0.0), 1),
+            "hi": round((value + shift) * high * widen - shift, 1)}
 
 
 def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = False,
@@ -754,7 +776,7 @@ def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = Fa
     names = [layer.name for layer in layers]
     if len(set(names)) != len(names):
         raise CostError(f"two layers are called {max(names, key=names.count)!r}")
-    why = extrapolated(layers, target)
+    why, kind = extrapolated(layers, target), design_class(layers)
     evidence, widen = ("estimated (extrapolated)", 1.3) if why else ("estimated", 1.0)
     rows: dict[str, dict] = {}
     sums = {"hls": dict.fromkeys(QUANTITIES, 0.0), "implemented": dict.fromkeys(QUANTITIES, 0.0)}
@@ -767,8 +789,8 @@ def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = Fa
             sums["hls"][quantity] += value
             sums["implemented"][quantity] += left[quantity]
             row[quantity] = {
-                "hls": _spread(value, interval_key(quantity, "hls", "layer"), k, widen),
-                "implemented": _spread(left[quantity], interval_key(quantity, "implemented", "layer"), k, widen),
+                "hls": spread(value, k, "layer", "hls", quantity, kind, widen),
+                "implemented": spread(left[quantity], k, "layer", "implemented", quantity, kind, widen),
                 "evidence": evidence,
             }
         row["cycles"] = layer_cycles(layer, target, k) | {"evidence": evidence}
@@ -785,14 +807,15 @@ def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = Fa
         sums["implemented"]["lut"] += short * 80.0 * _term(k, "remains:displaced")
     totals = {}
     for quantity in QUANTITIES:
-        here = {figure: _spread(sums[figure][quantity], interval_key(quantity, figure, "total"), k, widen)
-                for figure in ("hls", "implemented")}
+        here = {f: spread(sums[f][quantity], k, "total", f, quantity, kind, widen) for f in ("hls", "implemented")}
         if platform:
             for edge, extra in zip(("value", "lo", "hi"), PLATFORM[quantity], strict=True):
                 here["implemented"][edge] += extra
         totals[quantity] = here | {"evidence": evidence}
     cycles = network_cycles(layers, target, k)
-    return Estimate(rows, totals, cycles["latency"], cycles["interval"], evidence, why)
+    latency, interval = (spread(float(cycles[what]), k, "total", "hls", what, kind, widen)
+                         for what in ("latency", "interval"))
+    return Estimate(rows, totals, latency, interval, evidence, why)
 
 
 def widened(layer: LayerSpec, width: int) -> LayerSpec:

@@ -112,12 +112,14 @@ def target_of(design: Mapping) -> Target:
     io = design.get("io_type") or "io_stream"
     pragma = design.get("top_pragma")
     newest = re.search(r"1\.([2-9])", str(tools.get("hls4ml_version") or ""))
+    grade = re.search(r"-([123])$", part.lower())
     forced = re.search(r"config_op mul -impl (dsp|fabric)", json.dumps(design.get("notes") or []).replace('\\"', '"'))
     return Target(
         family=cost.family_of(part), clock_ns=float(clock or 10.0), toolchain=toolchain,
         version=version or (2020.1 if toolchain == "vivado_hls" else 2022.2), io=io,
         dataflow="DATAFLOW" in pragma.upper() if pragma else io == "io_stream",
         dsp_available=DSP_BLOCKS.get(dsp), multiplier=forced[1] if forced else "auto",
+        speed_grade=int(grade[1]) if grade else 1,
         softmax_run_time_table=True if newest and toolchain == "vitis_hls" else None,
     )
 
@@ -222,8 +224,8 @@ def _layer(raw: Mapping, name: str, before, bits_before: int, target: Target, de
         nonzeros=int(live) if live is not None else None, powers_of_two=stats.get("pow2"),
         csd_digits=stats.get("csd_nonzero_digits"), used_weight_bits=largest,
         multiplier_limit=int(limit) if limit and strategy == "latency" else None,
-        implementation=raw.get("implementation") or ("encoded" if kind == "conv" and target.version < 2020.2 and
-                                                     target.stream and "implementation" in raw else "linebuffer"),
+        # headers without the field are of hls4ml 0.5, which knew no line buffer
+        implementation=raw.get("implementation") or ("encoded" if mult and not target.vitis else "linebuffer"),
         op=kind_text.lower(), serial=serial, fifo_depth=raw.get("out_fifo_depth_pragma"), table_size=int(raw.get("table_size") or 1024),
         table_bits=_bits(raw.get("table_t") or raw.get("exp_table_t"), 18),
         normalized_bits=_bits(raw.get("inp_norm_t"), None),
@@ -509,3 +511,189 @@ def weighted_quantile(values: Iterable[float], weights: Iterable[float], share: 
     order = np.argsort(values)
     running = np.cumsum(weights[order])
     return float(values[order][min(int(np.searchsorted(running, share * running[-1])), len(values) - 1)])
+
+
+# --- errors on designs left out --------------------------------------------------------------------------------------
+
+
+def network_of(design: Design) -> tuple:
+    """What makes two designs the same network: the repository and the weights per layer."""
+    return design.repo, tuple(p.weights for x in design.layers for p in (x.parts or (x,)) if p.weights)
+
+
+def leave_out(designs: list[Design], by: Callable[[Design], object] = lambda d: d.repo) -> dict[str, dict]:
+    """Design name -> coefficients fitted without any design of its group (its repository)."""
+    found: dict[str, dict] = {}
+    for group in dict.fromkeys(by(d) for d in designs):
+        without = {"terms": fit([d for d in designs if by(d) != group])}
+        found |= {d.name: without for d in designs if by(d) == group}
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One predicted and reported figure."""
+
+    design: str
+    repo: str
+    layer: str | None
+    figure: str
+    quantity: str
+    kind: str
+    predicted: float
+    reported: float
+
+    @property
+    def error(self) -> float:
+        """Relative to what was reported; counts below 1 are taken as 1."""
+        return abs(self.predicted - self.reported) / max(self.reported, 1.0)
+
+    @property
+    def log_ratio(self) -> float:
+        shift = cost.SHIFT.get(self.quantity, 0.0) or (1e-9 if self.reported > 0 else 1.0)
+        return math.log((self.reported + shift) / (self.predicted + shift)) if self.predicted + shift > 0 else 0.0
+
+
+def rows_of(design: Design, coefficients: Mapping) -> list[Row]:
+    """Everything predicted about a design that was also reported."""
+    estimate = cost.estimate(design.layers, design.target, coefficients=coefficients)
+    kind, found = cost.design_class(design.layers), []
+
+    def add(figure, quantity, predicted, reported, layer=None):
+        found.append(Row(design.name, design.repo, layer, figure, quantity, kind, float(predicted), float(reported)))
+
+    for figure in ("hls", "implemented"):
+        for quantity, value in design.reported[figure].items():
+            add(figure, quantity, estimate.totals[quantity][figure]["value"], value)
+    for quantity, value in (design.reported["system"] or {}).items():
+        add("implemented", quantity, estimate.totals[quantity]["implemented"]["value"] + cost.PLATFORM[quantity][0], value)
+    for quantity in ("latency", "interval"):
+        if quantity in design.reported:
+            add("hls", quantity, getattr(estimate, quantity)["value"], design.reported[quantity])
+    for layer in design.layers:
+        row = design.rows.get(layer.name)
+        if not row:
+            continue
+        own = cost.raw_layer(layer, design.target, coefficients)["own"]
+        for quantity, value in _figures(row).items():
+            add("hls", quantity, own[quantity], value, layer.name)
+        cycles = estimate.layers[layer.name]["cycles"]
+        for ours in ("latency_max", "latency_min"):
+            if isinstance(row.get(ours), (int, float)):
+                add("hls", ours, cycles[ours], row[ours], layer.name)
+        held = weight_bram18(layer, row)
+        if held is not None:
+            add("hls", "weight_bram18", cost.weight_memory(layer, design.target)[1], held, layer.name)
+    return found
+
+
+def weight_bram18(layer: LayerSpec, row: Mapping) -> int | None:
+    """BRAM18 of a layer's weights as its ``memories`` table lists them (items w<n>_...); None where it does not."""
+    items = (row.get("memories") or {}).get("items") or []
+    weights = [item for item in items if re.match(r"w\d+_", str(item[0]))]
+    return sum(int(item[4]) for item in weights) if weights and layer.kind in cost.MULTIPLYING else None
+
+
+def given_hls(design: Design, coefficients: Mapping, quantity: str) -> float | None:
+    """The implemented figure of a design when HLS's own is known: its split over parts is predicted, its size is not."""
+    hls = design.reported["hls"].get(quantity)
+    if hls is None or quantity not in ("lut", "ff"):
+        return None
+    parts = remaining_parts(design, coefficients, quantity)
+    scale, terms = hls / max(sum(parts.values()), 1.0), coefficients["terms"]
+    value = sum(v * scale * terms.get(f"remains:{quantity}.{k}", 0.5) for k, v in parts.items())
+    if quantity == "lut":
+        value += 80.0 * terms.get("remains:displaced", 1.0) * displaced(design, design.reported["hls"].get("dsp"))
+    return value
+
+
+def intervals_from(rows: Iterable[Row], share: float = 0.9) -> dict[str, list[float]]:
+    """{"scope.figure.quantity[.class]": [low, high]}: factors around a prediction that hold ``share`` of the reported
+    figures, every repository counting alike. A class with fewer than three repositories has none of its own."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        key = f"{'layer' if row.layer else 'total'}.{row.figure}.{row.quantity}"
+        groups.setdefault(key, []).append(row)
+        groups.setdefault(f"{key}.{row.kind}", []).append(row)
+    found = {}
+    for key, group in groups.items():
+        if key.count(".") == 3 and len({r.repo for r in group}) < 3:
+            continue
+        weights = _weights((r.repo for r in group), [1.0] * len(group))
+        # symmetric in the logarithm: with some fifteen repositories a quantile per side is one repository's whim
+        reach = weighted_quantile((abs(r.log_ratio) for r in group), weights, share)
+        reach = min(max(reach, 0.01), 3.0)
+        found[key] = [round(math.exp(-reach), 3), round(math.exp(reach), 3)]
+    return found
+
+
+def fitted(designs: list[Design]) -> dict:
+    """A coefficient file's content: terms from all designs, intervals from predictions of designs left out."""
+    without = leave_out(designs)
+    rows = [row for design in designs for row in rows_of(design, without[design.name])]
+    return {"schema": 1, "version": 1, "evidence": "fitted on published reports",
+            "fitted_on": {"designs": len(designs), "repositories": sorted({d.repo for d in designs})},
+            "terms": fit(designs), "intervals": dict(sorted(intervals_from(rows).items()))}
+
+
+def write_coefficients(designs: list[Design], path: Path = cost.COEFFICIENTS) -> dict:
+    """Fit and write; returns what was written."""
+    content = fitted(designs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    cost.load_coefficients.cache_clear()
+    return content
+
+
+# --- comparison ------------------------------------------------------------------------------------------------------
+
+
+def summary(rows: Iterable[Row]) -> dict[str, dict]:
+    """{"figure.quantity": {"n", "repositories", "median", "p90", "exact"}} of errors, repositories counting alike."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        scope = "layers" if row.layer else "totals"
+        groups.setdefault(f"{scope}.{row.figure}.{row.quantity}", []).append(row)
+    return {key: describe(group) for key, group in sorted(groups.items())}
+
+
+def describe(group: list[Row]) -> dict:
+    weights = _weights((r.repo for r in group), [1.0] * len(group))
+    exact = sum(w for r, w in zip(group, weights, strict=True) if round(r.predicted) == round(r.reported))
+    return {"n": len(group), "repositories": len({r.repo for r in group}),
+            "median": round(weighted_quantile((r.error for r in group), weights, 0.5), 4),
+            "p90": round(weighted_quantile((r.error for r in group), weights, 0.9), 4),
+            "exact": round(exact / max(weights.sum(), 1e-12), 3)}
+
+
+def compare(designs: list[Design], coefficients: Mapping | Callable[[Design], Mapping]) -> dict:
+    """Per design and per layer: reported, predicted, interval; and the errors by quantity."""
+    pick = coefficients if callable(coefficients) else lambda _: coefficients
+    found, every = [], []
+    for design in designs:
+        k = pick(design)
+        rows = rows_of(design, k)
+        every += rows
+        estimate = cost.estimate(design.layers, design.target, coefficients=k)
+        widen = 1.3 if estimate.why else 1.0
+
+        def cell(row: Row, k=k, widen=widen) -> dict:
+            scope = "layer" if row.layer else "total"
+            return {"reported": row.reported} | {
+                ("predicted" if key == "value" else key): value for key, value in
+                cost.spread(row.predicted, k, scope, row.figure, row.quantity, row.kind, widen).items()}
+
+        layers: dict[str, dict] = {}
+        for row in rows:
+            if row.layer:
+                layers.setdefault(row.layer, {})[row.quantity] = cell(row)
+        found.append({
+            "name": design.name, "repo": design.repo, "tool": design.tool, "strategy": design.strategy,
+            "bits": design.bit_class, "part_family": design.target.family, "stock_hls4ml": design.stock,
+            "seen_in_fit": design.repo in (k.get("fitted_on") or {}).get("repositories", ()),
+            "evidence": estimate.evidence, "why_extrapolated": list(estimate.why),
+            "predicted": {q: {f: estimate.totals[q][f] for f in ("hls", "implemented")} for q in cost.QUANTITIES}
+            | {"latency": estimate.latency, "interval": estimate.interval},
+            "totals": {f"{r.figure}.{r.quantity}": cell(r) for r in rows if not r.layer}, "layers": layers,
+        })
+    return {"schema": 1, "evidence": "estimated", "designs": found, "summary": summary(every)}
