@@ -505,16 +505,22 @@ def terms(layer: LayerSpec, target: Target) -> dict[str, dict[str, float]]:
                     total[quantity][name] = total[quantity].get(name, 0.0) + size
         return total
     if layer.kind in MULTIPLYING:
-        return (_latency_terms if layer.strategy == "latency" else _resource_terms)(layer, target)
-    return _other_terms(layer, target)
+        sizes = (_latency_terms if layer.strategy == "latency" else _resource_terms)(layer, target)
+    else:
+        sizes = _other_terms(layer, target)
+    if layer.serial:
+        # forks have coefficients of their own and none of hls4ml's
+        return {q: {f"serial_{name}": v for name, v in one.items()} for q, one in sizes.items()}
+    return sizes
 
 
 def _window_terms(layer: LayerSpec, target: Target) -> tuple[dict, dict]:
     lut, ff = {}, {}
     if target.stream:
         bits = layer.n_in * layer.input_bits if not layer.serial else layer.in_shape[-1] * layer.input_bits
-        lut["window"] = 0.5 * bits
-        ff["window"] = float(bits)
+        lut["window"] = 0.2 * bits
+        # a convolution shifts its window, a dense layer holds its input
+        ff["window" if layer.kind == "conv" else "held_input"] = float(bits)
     column, along = _stripe(layer)
     if column and target.stream:
         lut["line"] = 1.5 * column + along
@@ -544,7 +550,7 @@ def _resource_terms(layer: LayerSpec, target: Target) -> dict:
         lut["rom"] = 0.3 * layer.weights * layer.weight_bits / 16 + 5
     ff |= {
         "base": 150.0,
-        "operands": 0.6 * n * (layer.weight_bits + a),
+        "operands": 0.6 * n * (layer.weight_bits + a) * min(2 * tight, 1.0),
         "products": 0.8 * n * acc * min(tight, 1.5),
         "result": 1.0 * layer.n_out * acc,
     }
@@ -559,8 +565,12 @@ def _latency_terms(layer: LayerSpec, target: Target) -> dict:
     width = min(layer.accumulator_bits, a + (layer.used_weight_bits or min(layer.weight_bits, 11)) + 4)
     kept = real - long if in_dsp else real
     adders = kept if in_dsp else digits - real
+    shared = 0.0
+    if not in_dsp and layer.factor > 1 and long > _limit(layer):
+        # long products take turns on multipliers built from LUTs; the rest stay shifted additions
+        adders, shared = real - long, 0.8 * _limit(layer) * layer.weight_bits * a
     lut, ff = _window_terms(layer, target)
-    lut |= {"base": 50.0, "tree": live * width, "shifted": max(adders, 0.0) * (a + 4.0)}
+    lut |= {"base": 50.0, "tree": live * width, "shifted": max(adders, 0.0) * (a + 4.0) + shared}
     # registers: none in a short path, one or two per product once the sum takes several clocks
     delay = _delay(layer, target, {"terms": {}})
     if layer.factor > 1:
@@ -582,9 +592,10 @@ def _other_terms(layer: LayerSpec, target: Target) -> dict:
     kind = layer.kind
     if layer.serial and kind != "softmax":
         lanes = 1
-    if kind == "activation" and "linear" in layer.op:
-        grow = max(layer.output_bits - layer.input_bits, 0)
-        lut, ff = {"base": 30.0, "lane": 1.8 * lanes * max(narrow, 1) * (0.2 if grow == wide - narrow else 1.0)}, {"base": 10.0}
+    if kind == "activation" and (
+            "linear" in layer.op or ("quantize" in layer.op and "quantized" not in layer.op)):
+        # a cast: a process of its own in a stream, nearly nothing in a pipeline
+        lut, ff = {"base": 30.0, "lane": (0.8 if target.stream else 0.1) * lanes * narrow}, {"base": 10.0}
         if target.stream:
             lut["stream"] = 18.0 * lanes
         return {"lut": {f"linear.{k}": v for k, v in lut.items()}, "ff": {f"linear.{k}": v for k, v in ff.items()}}
@@ -638,6 +649,9 @@ def fifo_terms(layer: LayerSpec, target: Target) -> dict[str, dict[str, float]]:
     if not count:
         return {"lut": {}, "ff": {}}
     steps = max((depth - 1).bit_length(), 1)
+    if target.vitis and target.version >= 2024.2:
+        # reports from 2024.2 on count a FIFO's control, whatever its width
+        return {"lut": {"fifo.control": 50.0 * count}, "ff": {"fifo.control": 95.0 * count}}
     if fifo_bram18(depth, bits, target):
         return {"lut": {"fifo.memory": count * (bits + 4.0 * steps + 8)},
                 "ff": {"fifo.memory": count * ((2.0 if target.vitis else 1.0) * bits + 3.0 * steps + 4)}}

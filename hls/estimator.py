@@ -347,7 +347,7 @@ def _weights(repos: Iterable[str], importance: Iterable[float]) -> np.ndarray:
 
 
 def fit_positive(matrix: np.ndarray, reported: np.ndarray, weights: np.ndarray, *, floor: np.ndarray | float = 1.0,
-                 pull: float = 0.15) -> np.ndarray:
+                 pull: np.ndarray | float = 0.15) -> np.ndarray:
     """Positive coefficients c that make ``matrix @ c`` close to ``reported`` in the logarithm, differences far below
     ``floor`` not counting. Robust (soft L1); each coefficient is pulled towards 1, its first-principles value, with
     strength ``pull``."""
@@ -406,7 +406,9 @@ def fit(designs: list[Design]) -> dict:
         matrix = np.array([[sizes.get(name, 0.0) for name in names] for _, _, sizes, *_ in group])
         values, floor = np.array([row[3] for row in group]), np.array([row[4] for row in group])
         weights = _weights((r for r, *_ in group), (s for _, s, *_ in group))
-        for name, value in zip(names, fit_positive(matrix, values, weights, floor=floor), strict=True):
+        # line buffers are listed as modules of their own, so their size is known better than a layer's sum can tell
+        pull = np.array([1.0 if quantity == "lut" and name.endswith(".line") else 0.15 for name in names])
+        for name, value in zip(names, fit_positive(matrix, values, weights, floor=floor, pull=pull), strict=True):
             found[f"{quantity}:{name}"] = float(value)
     found |= _fit_cycles(designs)
     found |= _fit_remaining(designs, {"terms": found})
@@ -621,7 +623,10 @@ def intervals_from(rows: Iterable[Row], share: float = 0.9) -> dict[str, list[fl
             continue
         weights = _weights((r.repo for r in group), [1.0] * len(group))
         # symmetric in the logarithm: with some fifteen repositories a quantile per side is one repository's whim
-        reach = weighted_quantile((abs(r.log_ratio) for r in group), weights, share)
+        repos = len({r.repo for r in group})
+        # of few repositories the share is reached only with the worst of them
+        wanted = share if repos >= 10 else min(share * (repos + 1) / repos, 1.0)
+        reach = weighted_quantile((abs(r.log_ratio) for r in group), weights, wanted)
         reach = min(max(reach, 0.01), 3.0)
         found[key] = [round(math.exp(-reach), 3), round(math.exp(reach), 3)]
     return found
