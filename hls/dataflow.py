@@ -318,14 +318,16 @@ def circle(waits: dict[str, tuple[str, str]], ends: dict[str, tuple[str, str]]) 
     deadlock.
 
     ``waits``: process -> (read or write, FIFO); ``ends``: FIFO -> (writer, reader). A blocked process waits for
-    exactly one other, so following them comes back to where it was.
+    exactly one other, so following them comes back to where it was, or ends outside the design.
     """
     seen: list[str] = []
     at = next(iter(waits))
-    while at not in seen:
+    while at in waits and at not in seen:
         seen.append(at)
         operation, fifo = waits[at]
         at = ends[fifo][0 if operation == "read" else 1]
+    if at not in waits:
+        return ()  # it waits for the host: no depth helps
     return tuple(waits[p][1] for p in seen[seen.index(at) :] if waits[p][0] == "write")
 
 

@@ -70,8 +70,9 @@ class Threaded:
             names = {stream: name for name, (stream, _, _) in self.fifos.items()}
             peaks = {names[line[1]]: int(line[2]) for line in lines if line[0] == "peak" and line[1] in names}
             if result.returncode == 3:
-                waits = {line[1]: (line[2], names[line[3]]) for line in lines if line[0] == "wait"}
-                return Outcome(None, peaks, waits, circle(waits, {n: ends[1:] for n, ends in self.fifos.items()}))
+                waits = {line[1]: (line[2], names.get(line[3], line[3])) for line in lines if line[0] == "wait"}
+                ends = {n: fifo[1:] for n, fifo in self.fifos.items()} | {"s_axis": ("host", INPUT)}
+                return Outcome(None, peaks, waits, circle(waits, ends))
             return Outcome(wire.unpack((folder / "out").read_bytes(), io), peaks, {}, ())
 
 
