@@ -182,17 +182,19 @@ class _Model:
 
     def weighted(self, name: str, values: Iterable[int]):
         """What of ``values``, one per option, the choice takes."""
-        return sum(v * x for v, x in zip(values, self.pick[name], strict=True))
+        return cp_model.LinearExpr.weighted_sum(self.pick[name], list(values))
+
+    def over_all(self, value: Callable[[Option], int]):
+        """Sum over the layers of what the chosen option is worth."""
+        return cp_model.LinearExpr.weighted_sum([x for picks in self.pick.values() for x in picks],
+                                                [value(o) for options in self.choices.values() for o in options])
 
     def total(self, resource: str):
-        return sum(self.weighted(n, [o.cost.get(resource, 0) for o in options]) for n, options in self.choices.items())
+        return self.over_all(lambda o: o.cost.get(resource, 0))
 
     def share(self, board: Mapping[str, int]):
         """Sum over the resources of the fraction used, in `UNIT`."""
-        def used(option: Option) -> int:
-            return sum(option.cost.get(r, 0) * UNIT // max(board[r], 1) for r in RESOURCES)
-
-        return sum(self.weighted(n, [used(o) for o in options]) for n, options in self.choices.items())
+        return self.over_all(lambda o: sum(o.cost.get(r, 0) * UNIT // max(board[r], 1) for r in RESOURCES))
 
     def within(self, interval: int) -> "_Model":
         for name, options in self.choices.items():
