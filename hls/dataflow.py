@@ -30,13 +30,13 @@ process itself, so if one of its executions completes, all do.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numba
 import numpy as np
 
 from boards.errors import SlimgateError
-from hls import generated
+from hls import cost, generated
 from hls.graph import data_tensors, input_shape
 from hls.numerics import Analysis, attributes
 
@@ -53,7 +53,8 @@ class DataflowError(SlimgateError):
 
 @dataclass(frozen=True)
 class Timing:
-    """Cycles the tools spend around the arithmetic. Defaults: Zynq-7000 at 10 ns, Vivado HLS 2020.1.
+    """Cycles the tools spend around the arithmetic. Defaults: Zynq-7000 at 10 ns, Vivado HLS 2020.1, as read off
+    published synthesis reports; `timing_for` for other targets.
 
     ``window``: a convolution's overhead on a pixel that completes a window (c); ``idle``: cycles on any other pixel
     (c_min); ``pooling``: cycles per pixel; ``unrolled``: least initiation interval of a Latency convolution;
@@ -72,11 +73,18 @@ class Timing:
     hold: int = 4
 
 
-def timing_for(part: str, clock_ns: float) -> Timing:
-    """The constants nearest to a part and clock, from the reports of Vivado HLS 2019.2 to 2020.1."""
-    if part.startswith("xc7"):
-        return Timing() if clock_ns >= 8 else Timing(window=10, idle=5, pooling=2)
-    return Timing(window=6, idle=3)
+def timing_for(target: cost.Target) -> Timing:
+    """The cycles the cost model (:mod:`hls.cost`) gives a layer on a target, so that both tell the same."""
+    def probe(kind: str, rows: int = 3, **more) -> dict[str, float]:
+        shape = (rows, rows, 1) if rows else (1,)
+        return cost.layer_cycles(cost.LayerSpec("probe", kind, shape, (1, 1, 1), **more), target)
+
+    about = {"kernel": (3, 3), "stride": (1, 1), "n_in": 9, "n_out": 1, "weights": 9, "reuse_factor": 3}
+    window, unrolled = probe("conv", **about), probe("conv", **about | {"strategy": "latency", "reuse_factor": 1})
+    dense = probe("dense", 0, n_in=1, n_out=9, weights=9, reuse_factor=3)
+    pooling = probe("pool", 32, kernel=(2, 2))["latency_max"] / 32**2
+    return Timing(window=round(window["per_output"]) - 3, idle=round(window["per_idle"]), pooling=round(pooling),
+                  unrolled=round(unrolled["per_output"]), dense=dense["latency_max"] - 3)
 
 
 @dataclass(frozen=True)
@@ -305,12 +313,6 @@ class Network:
     def size(self, depths: dict[str, int]) -> int:
         """Bits of storage in all FIFOs."""
         return sum(depths[n] * self.bits[n] for n in self.fifos)
-
-    def with_reuse_factors(self, factors: dict[str, int]) -> "Network":
-        """The same network with other reuse factors, by layer name."""
-        changed = [replace(p, shape=p.shape | {"reuse_factor": factors[p.name]}) if p.name in factors else p
-                   for p in self.processes]
-        return Network(changed, self.bits, self.timing)
 
 
 def circle(waits: dict[str, tuple[str, str]], ends: dict[str, tuple[str, str]]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hls import dataflow
+from hls import cost, dataflow
 from hls.dataflow import LASTS, DataflowError, Network, Process, Timing
 from tests.flows import Flow, resnet
 
@@ -80,6 +80,23 @@ def test_a_convolution_works_long_only_on_pixels_that_complete_a_window():
     flow.conv("c", 4, reuse_factor=20)
     process = flow.network().processes[2]
     assert dataflow.cycles(process, flow.timing) == 64 * 29 + 36 * 6 + 3
+
+
+@pytest.mark.parametrize(("target", "window", "idle"), [
+    (cost.Target("zynq7", 10.0, "vivado_hls", 2020.1), (7, 10), (4, 6)),
+    (cost.Target("zynq7", 5.0, "vivado_hls", 2020.1), (9, 12), (4, 5)),
+    (cost.Target("ultrascale+", 5.0, "vivado_hls", 2019.2), (5, 7), (3, 4)),
+])  # fmt: skip
+def test_the_cycles_around_the_arithmetic_are_those_of_published_reports(target, window, idle):
+    timing = dataflow.timing_for(target)
+    assert window[0] <= timing.window <= window[1] and idle[0] <= timing.idle <= idle[1]
+    spec = cost.LayerSpec("c", "conv", (10, 10, 4), (8, 8, 4), kernel=(3, 3), stride=(1, 1), n_in=36, n_out=4,
+                          weights=144, reuse_factor=36)
+    told = cost.layer_cycles(spec, target)
+    assert abs(36 + timing.window - told["per_output"]) <= 0.5 and abs(timing.idle - told["per_idle"]) <= 0.5
+    dense = cost.LayerSpec("d", "dense", (40,), (10,), n_in=40, n_out=10, weights=400, reuse_factor=40)
+    assert abs(40 + timing.dense - cost.layer_cycles(dense, target)["latency_max"]) <= 1
+    assert 1 <= timing.unrolled <= 6 and timing.pooling in (1, 2)
 
 
 # --------------------------------------------------------------------------- against hardware
