@@ -723,7 +723,7 @@ def raw_layer(layer: LayerSpec, target: Target, coefficients: Mapping) -> dict[s
     dsp = products(layer, target)[0] if layer.kind in MULTIPLYING else 0.0
     if layer.kind == "softmax" and target.multiplier != "fabric":
         dsp = math.ceil(layer.channels / layer.reuse_factor) if target.stream else math.prod(layer.out_shape)
-    elif layer.kind == "norm" and max(layer.input_bits, layer.weight_bits) > SMALL_OPERAND:
+    elif layer.kind == "norm" and target.stream and max(layer.input_bits, layer.weight_bits) > SMALL_OPERAND:
         dsp = math.ceil(layer.lanes)
     elif layer.kind == "activation" and layer.serial and layer.weight_bits > SMALL_OPERAND:
         dsp = 2.0

@@ -20,7 +20,7 @@ from scipy.optimize import least_squares
 
 from boards.errors import SlimgateError
 from hls import cost
-from hls.cost import CostError, LayerSpec, Target
+from hls.cost import LayerSpec, Target
 
 REPORTED = ("totals", "fifos", "other_instances", "has")
 """Keys of a design that hold what tools reported; a layer's are ``reported`` and ``quoted``."""
@@ -702,3 +702,93 @@ def compare(designs: list[Design], coefficients: Mapping | Callable[[Design], Ma
             "totals": {f"{r.figure}.{r.quantity}": cell(r) for r in rows if not r.layer}, "layers": layers,
         })
     return {"schema": 1, "evidence": "estimated", "designs": found, "summary": summary(every)}
+
+
+# --- command ---------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``slimgate estimator``."""
+    parser.add_argument("--designs", required=True, metavar="DIR", help="folder of designs (*.json) to predict and compare")
+    parser.add_argument("--json", action="store_true", help="everything as JSON on standard output")
+    parser.add_argument("--fit", metavar="DIR2", help="fit on these designs instead of taking the shipped coefficients")
+    parser.add_argument("--leave-one-out", action="store_true",
+                        help="predict each design with coefficients fitted on the other repositories of the folder")
+    parser.add_argument("--write-coefficients", metavar="FILE", nargs="?", const=str(cost.COEFFICIENTS),
+                        help="fit on --designs and write the coefficients")
+    parser.add_argument("--page", metavar="FILE", help="write the study of held-out errors (docs/results/estimator.md)")
+    parser.add_argument("--others", metavar="FILE", help="another estimator's predictions, for the page")
+
+
+def run(args: argparse.Namespace, out: Callable[[str], object] = print) -> int:
+    """Do what the arguments say; returns the exit code. Raises SlimgateError."""
+    designs, refused = read_all(args.designs)
+    if not designs:
+        raise DesignError("none of the designs can be predicted: " + "; ".join(f"{k}: {v}" for k, v in refused.items()),
+                          where=args.designs)
+    if args.write_coefficients:
+        write_coefficients(designs, Path(args.write_coefficients))
+        out(f"wrote {args.write_coefficients}: {len(designs)} designs")
+        return 0
+    if args.page:
+        from hls.estimator_study import page
+
+        others = None
+        if args.others:
+            try:
+                others = json.loads(Path(args.others).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise DesignError(f"not readable as JSON: {error}", where=args.others) from error
+        command = "slimgate estimator --designs DIR --page docs/results/estimator.md" + (
+            f" --others {args.others}" if args.others else "")
+        Path(args.page).write_text(page(designs, refused, others, command), encoding="utf-8")
+        out(f"wrote {args.page}")
+        return 0
+    if args.leave_one_out:
+        from hls.estimator_study import held_out
+
+        _, factors = held_out(designs)
+        coefficients: Mapping | Callable = lambda design: factors[design.name]  # noqa: E731
+    else:
+        coefficients = fitted(read_all(args.fit)[0]) if args.fit else cost.load_coefficients()
+    result = compare(designs, coefficients) | {"refused": refused}
+    if args.json:
+        out(json.dumps(result, indent=1))
+    else:
+        out(table(result))
+    return 0
+
+
+def table(result: Mapping) -> str:
+    """The comparison as text: a row per design, then the errors."""
+    lines = [f"{'design':<36}{'':>4}" + "".join(f"{q:>22}" for q in (*cost.QUANTITIES, "latency", "interval"))]
+    for design in result["designs"]:
+        mark = "seen" if design["seen_in_fit"] else ""
+        cells = []
+        for quantity in (*cost.QUANTITIES, "latency", "interval"):
+            cell = design["totals"].get(f"hls.{quantity}")
+            here = design["predicted"][quantity]
+            cells.append(f"{cell['predicted']:.0f} ({cell['reported']:.0f})" if cell else
+                         f"{here['hls']['value'] if quantity in cost.QUANTITIES else here['value']:.0f} (-)")
+        lines.append(f"{design['name'][:35]:<36}{mark:>4}" + "".join(f"{c:>22}" for c in cells))
+    lines += ["", "predicted (reported); HLS figures, all predictions estimated. seen: the repository was in the fit.", "",
+              f"{'errors':<32}{'n':>5}{'repos':>7}{'median':>9}{'p90':>9}{'exact':>8}"]
+    for key, row in result["summary"].items():
+        lines.append(f"{key:<32}{row['n']:>5}{row['repositories']:>7}{row['median']:>9.1%}{row['p90']:>9.1%}{row['exact']:>8.0%}")
+    lines += [f"left out: {name}: {why.splitlines()[0]}" for name, why in result["refused"].items()]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m hls.estimator``: the same as ``slimgate estimator``."""
+    parser = argparse.ArgumentParser(prog="slimgate estimator", description="The cost model against published designs.")
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except SlimgateError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
