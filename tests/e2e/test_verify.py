@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import ROOT
 from pipeline.export import export
-from tests.torchnets import BITS, SHAPE, pictures, quantized_network
+from pipeline.quantize import calibrate, twin
+from tests.torchnets import BITS, CLASSES, SHAPE, WIDTHS, pictures
 
 
 def slimgate(*words):
@@ -18,7 +20,10 @@ def slimgate(*words):
 
 @pytest.mark.slow
 def test_an_exported_network(tmp_path):
-    export(quantized_network(), SHAPE, tmp_path / "net.onnx")
+    torch.manual_seed(0)
+    network = twin("cnn_small", WIDTHS, BITS, SHAPE, CLASSES)
+    calibrate(network, pictures(64)[0], BITS["input"])
+    export(network.eval(), SHAPE, tmp_path / "net.onnx")
     pixels = pictures(200, 7)[0].numpy()
     np.savez(tmp_path / "x.npz", inputs=pixels / 2 ** BITS["input"])
     done = slimgate("verify", tmp_path / "net.onnx", "--inputs", tmp_path / "x.npz")
