@@ -21,8 +21,15 @@ NAME = r"[a-z0-9._-]+"
 PATH_KEYS = {("data", "root"), ("data", "train"), ("data", "test")}
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+# Upper bounds stop slips of the finger (and what torch, NumPy or C could not hold), not serious work.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+MoreEpochs = Annotated[int, Field(ge=0, le=100_000)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+Width = Annotated[int, Field(ge=1, le=4096)]
+ReuseFactor = Annotated[int, Field(ge=1, lt=2**31)]
+SAMPLES = 1_000_000
 WeightBits = Annotated[int, Field(ge=2, le=8)]
 ActivationBits = Annotated[int, Field(ge=1, le=8)]
 
@@ -50,7 +57,7 @@ class Data(_Section):
     resize: Literal["nearest", "bilinear", "bicubic", "lanczos", "box"] = "bilinear"
     validation: Fraction = 0.2
     test_fraction: Fraction = 0.2
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _own_keys(self) -> "Data":
@@ -67,14 +74,14 @@ class Data(_Section):
 
 class Model(_Section):
     name: str
-    widths: dict[str, Count] = {}
+    widths: dict[str, Width] = {}
 
 
 class Train(_Section):
-    epochs: Count = 30
-    batch_size: Count = 64
-    learning_rate: Positive = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    epochs: Epochs = 30
+    batch_size: BatchSize = 64
+    learning_rate: LearningRate = 2e-3
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-4
     augment: Literal["none", "shift", "flip_crop"] = "none"
 
 
@@ -83,10 +90,10 @@ class Trim(_Section):
     statistic: Literal["mean", "mean_abs", "max", "l2", "fraction"] = "mean"
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     of: Literal["macs", "parameters", "filters"] = "macs"
-    steps: Count = 4
-    finetune_epochs: Annotated[int, Field(ge=0)] = 4
-    learning_rate: Positive = 1e-3
-    min_filters: Count = 1
+    steps: Annotated[int, Field(ge=1, le=1000)] = 4
+    finetune_epochs: MoreEpochs = 4
+    learning_rate: LearningRate = 1e-3
+    min_filters: Width = 1
 
 
 class LayerBits(_Section):
@@ -99,36 +106,37 @@ class Quantize(_Section):
     activations: ActivationBits = 4
     input: Annotated[int, Field(ge=1, le=8)] = 8
     bias: Annotated[int, Field(ge=1, le=16)] = 16
-    epochs: Annotated[int, Field(ge=0)] = 20
-    learning_rate: Positive = 1e-3
-    batch_size: Count = 64
-    patience: Count = 5
+    epochs: MoreEpochs = 20
+    learning_rate: LearningRate = 1e-3
+    batch_size: BatchSize = 64
+    patience: Epochs = 5
     layers: dict[str, LayerBits] = {}
 
 
 class Export(_Section):
-    samples: Annotated[int, Field(ge=0)] = 0
+    samples: Annotated[int, Field(ge=0, le=SAMPLES)] = 0
 
 
 class LayerHls(_Section):
-    reuse_factor: Count
+    reuse_factor: ReuseFactor
 
 
 class Hls(_Section):
     clock_mhz: Annotated[float, Field(ge=1, le=1000)] | None = None
     strategy: Literal["Resource", "Latency"] = "Resource"
-    reuse_factor: Literal["auto"] | Count = "auto"
+    reuse_factor: Literal["auto"] | ReuseFactor = "auto"
     layers: dict[str, LayerHls] = {}
 
 
 class Csim(_Section):
-    samples: Count = 1000
-    modes_samples: Count = 64
+    # The minimums are those of the proof: a recipe may ask for more of it, never for less.
+    samples: Annotated[int, Field(ge=1000, le=SAMPLES)] = 1000
+    modes_samples: Annotated[int, Field(ge=64, le=SAMPLES)] = 64
 
 
 class Benchmark(_Section):
-    singles: Count = 1000
-    warmup: Annotated[int, Field(ge=0)] = 10
+    singles: Annotated[int, Field(ge=1000, le=SAMPLES)] = 1000  # the least that the board's proof asks for
+    warmup: Annotated[int, Field(ge=0, le=SAMPLES)] = 10
 
 
 class Recipe(_Section):
@@ -136,7 +144,7 @@ class Recipe(_Section):
 
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
     board: str = "pynq-z2"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     data: Data
     model: Model
     train: Train = Train()

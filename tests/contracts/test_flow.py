@@ -133,7 +133,7 @@ def test_edit_of_what_is_not_used_reruns_nothing(edited, file):
     [
         ("data.seed=1", "data"), ("train.epochs=3", "train"), ("trim.ratio=0.1", "trim"),
         ("quantize.epochs=3", "quantize"), ("export.samples=9", "export"), ("hls.reuse_factor=4", "plan"),
-        ("csim.samples=9", "csim"), ("benchmark.singles=9", "package"), ("seed=1", "train"),
+        ("csim.samples=1009", "csim"), ("benchmark.singles=1009", "package"), ("seed=1", "train"),
     ],
 )  # fmt: skip
 def test_changed_recipe_reruns_from_there_on(tree, tmp_path, override, first):

@@ -83,6 +83,45 @@ def test_value_out_of_range(tmp_path, line, section, words):
     assert len(found) == 1
 
 
+BOUNDS = [
+    ("seed", 0, 2**63 - 1, ""), ("seed", 0, 2**63 - 1, "data"),
+    *((key, 1, 100_000, "train") for key in ("epochs",)), ("batch_size", 1, 65_536, "train"),
+    ("steps", 1, 1000, "trim"), ("finetune_epochs", 0, 100_000, "trim"), ("min_filters", 1, 4096, "trim"),
+    ("epochs", 0, 100_000, "quantize"), ("batch_size", 1, 65_536, "quantize"), ("patience", 1, 100_000, "quantize"),
+    ("reuse_factor", 1, 2**31 - 1, "hls"), ("samples", 0, 1_000_000, "export"), ("samples", 1000, 1_000_000, "csim"),
+    ("modes_samples", 64, 1_000_000, "csim"), ("singles", 1000, 1_000_000, "benchmark"),
+    ("warmup", 0, 1_000_000, "benchmark"), ("conv1", 1, 4096, "model.widths"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "low", "high", "section"), BOUNDS, ids=lambda value: str(value))
+def test_whole_numbers_have_two_bounds(tmp_path, key, low, high, section):
+    file, path = write(tmp_path, MINIMAL), f"{section}.{key}".lstrip(".")
+    for good in (low, high):
+        assert config.load(file, [f"{path}={good}"]).get(path) == good
+    for bad in (low - 1, high + 1, 10**30):
+        [problem] = problems(tmp_path, MINIMAL, f"{path}={bad}")
+        told = f"--set {path}={bad}: {path} = {bad} is not allowed; allowed: "
+        assert problem.startswith(told)
+        assert f"a whole number, {low} <= value <= {high}" in problem or f"{low} <= value < {high + 1}" in problem
+
+
+@pytest.mark.parametrize("path", ["train.learning_rate", "trim.learning_rate", "quantize.learning_rate"])
+def test_learning_rates_have_an_upper_bound(tmp_path, path):
+    assert config.load(write(tmp_path, MINIMAL), [f"{path}=10"]).get(path) == 10
+    for bad in ("10.1", "1e30", "inf", "0"):
+        [problem] = problems(tmp_path, MINIMAL, f"{path}={bad}")
+        assert problem.endswith("is not allowed; allowed: a number, 0 < value <= 10")
+    assert "0 <= value <= 10" in problems(tmp_path, MINIMAL, "train.weight_decay=11")[0]
+
+
+@pytest.mark.parametrize("line", ["csim]\nsamples = 999", "csim]\nmodes_samples = 63", "benchmark]\nsingles = 999"])
+def test_a_recipe_cannot_weaken_the_proof(tmp_path, line):
+    section, _, key = line.partition("]\n")
+    [problem] = problems(tmp_path, MINIMAL + f"[{line}\n")
+    assert problem.startswith(f"{tmp_path}/mine.toml:6: {section}.{key} is not allowed; allowed: a whole number, ")
+
+
 def test_layer_sections(tmp_path):
     text = MINIMAL + "[quantize.layers.conv1]\nweights = 8\n[hls.layers.conv1]\nreuse_factor = 9\n"
     recipe = config.load(write(tmp_path, text))
