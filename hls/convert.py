@@ -59,6 +59,7 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
         warnings.simplefilter("ignore")
         graph.write()
     _keep_only_firmware(folder)
+    _any_pooling_stride(folder)
     _check_weight_files(graph, folder)
     (folder / "layers.json").write_text(json.dumps(layers, indent=1) + "\n")
     return _write_wrapper(graph, model, analysis, plan, part, folder)
@@ -468,6 +469,17 @@ def _set_fifo_depths(graph, layers: list[dict], plan: dict) -> None:
             if isinstance(getattr(variable, "pragma", None), tuple) and variable.pragma[0] == "stream":
                 tokens = math.prod(variable.shape[:-1])
                 variable.pragma = ("stream", max(2, tokens if inside else min(tokens, plan["fifo"]["chain_depth"])))
+
+
+def _any_pooling_stride(folder: Path) -> None:
+    """hls4ml asserts that pooling windows do not overlap; its line buffer is right for every stride, as tests show."""
+    path = folder / "firmware" / "nnet_utils" / "nnet_pooling_stream.h"
+    head, found, body = path.read_text().partition("void pooling2d_buffer_cl(")
+    rule = re.compile(r" *assert\(CONFIG_T::pool_height == CONFIG_T::stride_height[^\n]*\n")
+    changed, count = rule.subn("", body, count=1)
+    if not found or count != 1:
+        raise ConvertError("nnet_pooling_stream.h is not the one of hls4ml 1.3.0", where=path)
+    path.write_text(head + found + changed)
 
 
 def _keep_only_firmware(folder: Path) -> None:

@@ -22,6 +22,9 @@ from boards.errors import SlimgateError
 from boards.simulated.accelerator import Accelerator
 from hls import wire
 from hls.convert import PROJECT, TEMPLATES, read_weights
+from hls.graph import execute
+from hls.numerics import Analysis
+from hls.reference import Reference
 
 FLAGS = ("-O3", "-std=c++17", "-w", "-fPIC", "-shared", "-fno-gnu-unique", "-fvisibility=default")
 UNITS = ("slimgate_axis.cpp",)
@@ -251,12 +254,15 @@ def _check_identity(accelerator: Accelerator, io: dict) -> None:
 def trace(project: Path, io: dict, codes: np.ndarray, layers: list[dict]) -> dict[str, tuple[np.ndarray, int]]:
     """Run samples through the traced design; return stream name -> (codes (N, *shape), lsb).
 
-    ``layers``: the rows of ``layers.json``. Streams that are aliases of another have no record.
+    ``layers``: the rows of ``layers.json``. Streams that are aliases of another have no record. What the network reads
+    and writes is recorded in the wrapper, where those two streams have names of their own.
     """
+    ports = {layers[0]["stream"]: "tokens_in", layers[-1]["stream"]: "tokens_out"}
+    recorders = {row["stream"]: ports.get(row["stream"], row["stream"]) for row in layers}
     library = compile_design(project, io, trace=True)
     with tempfile.TemporaryDirectory() as scratch:
         np.save(f"{scratch}/in.npy", np.frombuffer(wire.pack(codes, io), np.uint8))
-        names = sorted({row["stream"] for row in layers})
+        names = sorted(set(recorders.values()))
         command = [sys.executable, "-m", "hls.tracer", str(library), f"{scratch}/in.npy", f"{scratch}/out.npz", *names]
         result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         if result.returncode != 0:
@@ -267,19 +273,33 @@ def trace(project: Path, io: dict, codes: np.ndarray, layers: list[dict]) -> dic
             recorded = {name: found[name] for name in found.files if not name.endswith(":lsb")}
             grids = {name: int(found[f"{name}:lsb"]) for name in recorded}
     shapes = {row["stream"]: row["shape"] for row in layers}
-    return {name: (values.reshape(-1, *shapes[name]), grids[name]) for name, values in recorded.items()}
+    return {
+        stream: (recorded[name].reshape(-1, *shapes[stream]), grids[name])
+        for stream, name in recorders.items()
+        if name in recorded
+    }
 
 
-def first_divergence(project: Path, io: dict, model, layers: list[dict], codes: np.ndarray) -> dict | None:
-    """The first layer, in the order of the graph, whose C simulation differs from qonnx execution on these samples.
+def first_divergence(
+    project: Path, io: dict, model, analysis: Analysis, layers: list[dict], codes: np.ndarray
+) -> dict | None:
+    """The first layer, in the order of the graph, whose C simulation differs from the network on these samples.
 
-    ``model``: the prepared graph. Returns the row of ``layers.json`` with the sample, position and both values added,
-    None when every layer agrees.
+    ``model``: the prepared graph, executed by qonnx where float32 is exact for it and by the integer reference where it
+    is not. Returns the row of ``layers.json`` with the sample, position, both values and the oracle added, None when
+    every layer agrees.
     """
-    from hls.graph import execute
-
     streams = trace(project, io, codes, layers)
-    expected = execute(model, np.ldexp(codes.astype(np.float64), io["input"]["scale_log2"]), tensors=True)
+    if analysis.float32_exact:
+        oracle = "qonnx"
+        expected = execute(model, np.ldexp(codes.astype(np.float64), io["input"]["scale_log2"]), tensors=True)
+    else:
+        oracle, expected = "integer reference", {}
+        Reference(model, analysis).run(
+            codes,
+            batch=len(codes),
+            visit=lambda node, found, lsb: expected.update({node.output[0]: np.ldexp(found.astype(np.float64), lsb)}),
+        )
     for row in layers:
         if row["stream"] not in streams or row["tensor"] not in expected or row["class"].startswith("ZeroPadding"):
             continue
@@ -295,6 +315,7 @@ def first_divergence(project: Path, io: dict, model, layers: list[dict], codes: 
                 "sample": at[0],
                 "position": list(at[1:]),
                 "csim_value": float(np.ldexp(float(found[at]), lsb)),
-                "qonnx_value": float(wanted[at]),
+                "expected_value": float(wanted[at]),
+                "oracle": oracle,
             }
     return None

@@ -1,16 +1,15 @@
 """Are the FIFOs of a generated project deep enough? Asked of the generated C++ itself.
 
 Every dataflow process of the network and its wrapper runs on a thread of its own; the streams between them block when
-full or empty, as hardware FIFOs do. The processes are deterministic and talk through these streams only, so (Kahn) the
-outcome does not depend on how the threads are scheduled: either all frames come out, always with the same codes, or all
-processes end up waiting for each other, always in the same state. That state is detected by counting, without a clock,
-and the FIFO that closes the circle is named.
+full or empty, as hardware FIFOs do. The processes are deterministic and talk through these streams only, so (Kahn)
+the outcome does not depend on how the threads are scheduled: either all frames come out, always with the same
+codes, or all processes end up waiting for each other, always in the same state. That state is detected by counting,
+without a clock, and the FIFO that closes the circle is named.
 
 This shows what the C++ means, not what RTL does with it: evidence "simulated".
 """
 
 import hashlib
-import os
 import re
 import subprocess
 import tempfile
@@ -21,31 +20,22 @@ import numpy as np
 
 from hls import csim, generated, wire
 from hls.convert import PROJECT, TEMPLATES
+from hls.dataflow import INPUT, LASTS, OUTPUT, circle
 
 THREADS = TEMPLATES / "threads"
-FLAGS = ("-O2", "-std=c++17", "-w", "-pthread")
-#: Streams of the wrapper, by their C++ names; the network's two ports are called tokens_in and tokens_out there.
-WRAPPER = {"lasts": "unpack->pack"}
-
-
-@dataclass(frozen=True)
-class Wait:
-    """A process that can never go on: it waits to ``read`` or ``write`` ``fifo``."""
-
-    process: str
-    operation: str
-    fifo: str
+FLAGS = ("-O1", "-std=c++17", "-w", "-pthread")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``codes`` (N, outputs) int64, None after a deadlock. ``peaks``: most tokens each FIFO ever held. ``waits``: every
-    blocked process. ``full``: the FIFOs on the circle of waiting processes that a process waits to write; deepening one of
-    them is what resolves the deadlock."""
+    """``codes`` (N, outputs) int64, None after a deadlock. ``peaks``: most tokens each FIFO ever held. ``waits``:
+    after a deadlock, process -> (read or write, FIFO). ``full``: the FIFOs whose depth closes the circle of waiting
+    processes.
+    """
 
     codes: np.ndarray | None
     peaks: dict[str, int]
-    waits: tuple[Wait, ...]
+    waits: dict[str, tuple[str, str]]
     full: tuple[str, ...]
 
     @property
@@ -71,7 +61,7 @@ class Threaded:
             folder = Path(scratch)
             (folder / "depths").write_text("".join(f"{self.fifos[n][0]} {depths[n]}\n" for n in self.fifos))
             (folder / "in").write_bytes(wire.pack(codes, io))
-            command = [str(self.program), str(folder / "depths"), str(folder / "in"), str(folder / "out"), str(len(codes))]
+            command = [str(self.program), *(str(folder / f) for f in ("depths", "in", "out")), str(len(codes))]
             result = subprocess.run(command, capture_output=True, text=True)
             lines = [line.split() for line in result.stdout.splitlines()]
             if result.returncode not in (0, 3):
@@ -79,29 +69,18 @@ class Threaded:
                                      f"{(result.stderr or result.stdout).strip()}", where=self.program)
             names = {stream: name for name, (stream, _, _) in self.fifos.items()}
             peaks = {names[line[1]]: int(line[2]) for line in lines if line[0] == "peak" and line[1] in names}
-            waits = tuple(Wait(line[1], line[2], names[line[3]]) for line in lines if line[0] == "wait")
             if result.returncode == 3:
-                return Outcome(None, peaks, waits, self._circle(waits))
-            return Outcome(wire.unpack((folder / "out").read_bytes(), io), peaks, (), ())
-
-    def _circle(self, waits: tuple[Wait, ...]) -> tuple[str, ...]:
-        """Each blocked process waits for exactly one other: follow them until one comes back, and list the full FIFOs
-        passed on the circle."""
-        waiting = {w.process: w for w in waits}
-        other = {w.process: self.fifos[w.fifo][1 if w.operation == "read" else 2] for w in waits}
-        seen: list[str] = []
-        at = waits[0].process
-        while at not in seen:
-            seen.append(at)
-            at = other[at]
-        return tuple(waiting[p].fifo for p in seen[seen.index(at) :] if waiting[p].operation == "write")
+                waits = {line[1]: (line[2], names.get(line[3], line[3])) for line in lines if line[0] == "wait"}
+                ends = {n: fifo[1:] for n, fifo in self.fifos.items()} | {"s_axis": ("host", INPUT)}
+                return Outcome(None, peaks, waits, circle(waits, ends))
+            return Outcome(wire.unpack((folder / "out").read_bytes(), io), peaks, {}, ())
 
 
 def build(project: Path) -> Threaded:
     """Compile a converted project with one thread per process; from the cache when nothing changed.
 
-    Raises :class:`hls.csim.CsimError` when it does not compile, :class:`hls.generated.GeneratedError` when its text is
-    not what hls4ml writes, or two processes would share one line buffer.
+    Raises :class:`hls.csim.CsimError` when it does not compile, :class:`hls.generated.GeneratedError` when its text
+    is not what hls4ml writes, or two processes would share one line buffer.
     """
     design = generated.read(project)
     _own_state(design, project)
@@ -113,34 +92,40 @@ def build(project: Path) -> Threaded:
             key.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     program = csim.cache_folder().parent / "threads" / key.hexdigest()[:32]
     if not program.is_file():
-        _compile(gxx, project, {f"{PROJECT}.cpp": network, "network_unit.cpp": unit, "slimgate_axis.cpp": wrapper}, program)
-    streams = {design.ports[0]: "tokens_in", design.ports[1]: "tokens_out"}
-    fifos = {name: (streams.get(stream, stream), *_ends(design, stream)) for stream, name in design.fifo_names().items()}
-    fifos |= {name: (stream, *name.split("->")) for stream, name in WRAPPER.items()}
-    return Threaded(program, fifos)
+        units = {f"{PROJECT}.cpp": network, "network_unit.cpp": unit, "slimgate_axis.cpp": wrapper}
+        _compile(gxx, project, units, program)
+    return Threaded(program, _fifos(design))
 
 
-def _ends(design: generated.Generated, stream: str) -> tuple[str, str]:
-    writer, reader = design.writer(stream), design.reader(stream)
-    return writer.name if writer else "unpack", reader.name if reader else "pack"
+def _fifos(design: generated.Generated) -> dict[str, tuple[str, str, str]]:
+    """The network's two ports are called tokens_in and tokens_out in the wrapper."""
+    inside = {design.ports[0]: "tokens_in", design.ports[1]: "tokens_out"}
+    found = {LASTS: ("lasts", INPUT, OUTPUT)}
+    for stream, name in design.fifo_names().items():
+        writer, reader = design.writer(stream), design.reader(stream)
+        ends = writer.name if writer else INPUT, reader.name if reader else OUTPUT
+        found[name] = (inside.get(stream, stream), *ends)
+    return found
 
 
 def _own_state(design: generated.Generated, project: Path) -> None:
-    """Line buffers and pixel counters are static variables of a template's instance: one per process, or two processes
-    would write into each other's. Synthesis gives each call its own; C++ needs distinct instances."""
+    """Line buffers and pixel counters are static variables of a template's instance: one per process, or two
+    processes would write into each other's. Synthesis gives each call its own; C++ needs distinct instances."""
     seen: dict[tuple, str] = {}
     for call in design.calls:
         instance = (call.function, call.types)
         if instance in seen and call.function not in ("clone_stream", "repack_stream"):
-            raise generated.GeneratedError(f"{seen[instance]} and {call.name} are the same C++ function and would share its "
-                                           "static memory", where=project, fix="report the network")
+            raise generated.GeneratedError(
+                f"{seen[instance]} and {call.name} are the same C++ function and would share its static memory",
+                where=project, fix="report the network")
         seen[instance] = call.name
 
 
 def _threaded_network(design: generated.Generated) -> str:
     """``network.cpp`` with each process call spawned; nothing else changes."""
     names = iter(design.calls)
-    body = generated.CALL.sub(lambda m: f'    slimgate::spawn("{next(names).name}", [&] {{ {m[1]} }});', design.source)
+    spawned = lambda m: f'    slimgate::spawn("{next(names).name}", [&] {{ {m[1]} }});'  # noqa: E731
+    body = generated.CALL.sub(spawned, design.source)
     end = body.rindex("}")
     return f"{body[:end]}    slimgate::run();\n{body[end:]}"
 
@@ -163,10 +148,13 @@ def _compile(gxx: str, project: Path, units: dict[str, str], program: Path) -> N
             (Path(scratch) / name).write_text(text)
         csim._faster_types(firmware / "ap_types", Path(scratch) / "ap_types")
         folders = (THREADS, TEMPLATES / "csim", project, firmware, Path(scratch) / "ap_types")
-        command = [gxx, *FLAGS, *(f"-I{f}" for f in folders), f"{scratch}/network_unit.cpp", f"{scratch}/slimgate_axis.cpp",
-                   str(THREADS / "main.cpp"), "-o", f"{scratch}/program"]
+        # one unit: the headers take most of the time
+        whole = "".join(f'#include "{unit}"\n' for unit in ("network_unit.cpp", "slimgate_axis.cpp", "main.cpp"))
+        (Path(scratch) / "whole.cpp").write_text(whole)
+        command = [gxx, *FLAGS, *(f"-I{f}" for f in folders), f"{scratch}/whole.cpp", "-o", f"{scratch}/program"]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
-            errors = [line for line in result.stderr.splitlines() if "error" in line][:5] or result.stderr.splitlines()[:5]
+            lines = result.stderr.splitlines()
+            errors = [line for line in lines if "error" in line][:5] or lines[:5]
             raise csim.CsimError("the threaded C++ does not compile:\n  " + "\n  ".join(errors), where=project)
-        os.replace(Path(scratch) / "program", program)
+        (Path(scratch) / "program").replace(program)

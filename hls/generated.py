@@ -41,8 +41,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Generated:
-    """``streams``: name -> (type, depth in the pragma; None for the two ports). ``tokens``: type -> (bits of one value,
-    values). ``configs``: struct -> its whole-number members."""
+    """``streams``: name -> (type, depth in the pragma; None for the two ports). ``tokens``: type -> (bits of one
+    value, values). ``configs``: struct -> its whole-number members."""
 
     calls: tuple[Call, ...]
     streams: dict[str, tuple[str, int | None]]
@@ -59,8 +59,13 @@ class Generated:
 
     def fifo_names(self) -> dict[str, str]:
         """C++ stream -> ``writer->reader``, the name the dataflow model uses; ports end at unpack and pack."""
-        ends = {s: (self.writer(s), self.reader(s)) for s in self.streams}
-        return {s: f"{w.name if w else 'unpack'}->{r.name if r else 'pack'}" for s, (w, r) in ends.items()}
+        found, seen = {}, set()
+        for stream in self.streams:
+            writer, reader = self.writer(stream), self.reader(stream)
+            name = f"{writer.name if writer else 'unpack'}->{reader.name if reader else 'pack'}"
+            found[stream] = name if name not in seen else f"{name}#2"
+            seen.add(name)
+        return found
 
 
 def plain_name(name: str) -> str:
@@ -83,7 +88,7 @@ def read(project: Path) -> Generated:
     head = re.search(rf"void {PROJECT}\((.*?)\)\s*\{{", source, re.S)
     ports = re.findall(r"hls::stream<(\w+)>\s*&(\w+)", head[1]) if head else []
     if len(ports) != 2:
-        raise GeneratedError(f"the network function has {len(ports)} streams, not an input and an output", where=project)
+        raise GeneratedError(f"the network function has {len(ports)} streams, not one in and one out", where=project)
     streams: dict[str, tuple[str, int | None]] = {name: (kind, None) for kind, name in ports}
     depths = {n: int(d) for n, d in re.findall(r"#pragma HLS STREAM variable=(\w+) depth=(\d+)", source)}
     for kind, variable, name in re.findall(r'hls::stream<(\w+)>\s+(\w+)\("(\w+)"\);', source):

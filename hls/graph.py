@@ -4,7 +4,9 @@ The prepared graph computes the same function as the file (tests run both with q
 changes, from NCHW to NHWC.
 """
 
+import contextlib
 import copy
+import io
 import json
 import re
 import warnings
@@ -17,31 +19,30 @@ from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
 from qonnx.transformation.gemm_to_matmul import GemmToMatMul
 from qonnx.util.cleanup import cleanup_model
 
-from boards.errors import SlimgateError
-from hls.lower import fingerprint, lower
+from hls import onnxfile
+from hls.lower import fingerprint, lower, strip_host_operation
+from hls.onnxfile import GraphError
 from hls.thresholds import insert_thresholds
 
 _LAYERS = "slimgate_layers"
 
 
-class GraphError(SlimgateError):
-    """A file that is not a QONNX graph this project can read."""
-
-
 def load(path: str | Path) -> ModelWrapper:
-    """Read and clean a QONNX file: shapes inferred, constants folded, nodes named ``<Op>_<n>``."""
+    """Read and clean a QONNX file: shapes inferred, constants folded, nodes named ``<Op>_<n>``.
+
+    Raises :class:`GraphError` for a file that is none (:mod:`hls.onnxfile`).
+    """
+    proto = onnxfile.read(path)
     try:
-        model = ModelWrapper(str(path))
-    except Exception as error:  # onnx and protobuf raise a dozen unrelated types for a damaged file
-        raise GraphError(f"not a readable ONNX file: {error}", where=path,
-                         fix="export it again with brevitas.export.export_qonnx") from error
-    if not model.graph.input or not model.graph.output:
-        raise GraphError("not a readable ONNX file: it holds no network", where=path,
-                         fix="export it again with brevitas.export.export_qonnx")
-    names = _module_names(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = cleanup_model(model)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            model = ModelWrapper(proto)
+            names = _module_names(model)
+            model = cleanup_model(model)
+            strip_host_operation(model)
+    except Exception as error:  # a valid file whose nodes do not fit together fails anywhere in onnxruntime or qonnx
+        raise GraphError(f"its shapes or constants cannot be computed: {onnxfile.first_line(error)}", where=path,
+                         fix=onnxfile.AGAIN) from error  # fmt: skip
     model.set_metadata_prop(_LAYERS, json.dumps(names))
     return model
 
@@ -191,8 +192,12 @@ def _move_flatten_transpose_into_weights(model: ModelWrapper) -> None:
         flatten = _only(model.find_consumers(transpose.output[0]))
         if flatten is None or flatten.op_type not in ("Flatten", "Reshape"):
             continue
-        dense = _only(model.find_consumers(flatten.output[0]))
         shape = model.get_tensor_shape(transpose.input[0])
+        if shape[1] == shape[2] == 1:  # one pixel: both layouts are the same numbers in the same order
+            flatten.input[0] = transpose.input[0]
+            model.graph.node.remove(transpose)
+            continue
+        dense = _only(model.find_consumers(flatten.output[0]))
         if dense is None or dense.op_type != "MatMul" or len(model.get_tensor_shape(flatten.output[0])) != 2:
             continue
         order = np.arange(int(np.prod(shape[1:]))).reshape(shape[3], shape[1], shape[2]).transpose(1, 2, 0).ravel()

@@ -28,7 +28,7 @@ def lower(model, layers: str):
 
     Shapes of the tensors must be known; those that a rewriting changes are set.
     """
-    _strip_host_operation(model)
+    strip_host_operation(model)
     _drop_identities(model)
     _drop_edge_transposes(model)
     _to_two_dimensions(model)
@@ -128,7 +128,7 @@ def _diagonal(channels: int, factors=1.0, kernel=(1, 1)) -> np.ndarray:
 # --------------------------------------------------------------------------- the ends of the graph
 
 
-def _strip_host_operation(model) -> None:
+def strip_host_operation(model) -> None:
     """A Softmax, LogSoftmax or ArgMax over the classes at the end changes no decision: the host runs it."""
     while (last := model.find_producer(model.graph.output[0].name)) is not None:
         if last.op_type not in ("Softmax", "LogSoftmax", "ArgMax", "TopK") or model.find_consumers(last.output[0]):

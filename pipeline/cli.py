@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 from boards.errors import SlimgateError
@@ -16,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code: 0 well, 1 a gate is shut, 2 a mistake or something missing, 3 a bug."""
     args = parser().parse_args(argv)
+    # Brevitas tells, with a path of this machine, that an accelerator of something unused here is absent.
+    warnings.filterwarnings("ignore", message="fast_hadamard_transform")
     try:
         return args.run(args) or 0
     except SlimgateError as error:
@@ -82,6 +85,23 @@ def parser() -> argparse.ArgumentParser:
 
     command("doctor", _doctor, "What is installed, and what each missing thing prevents.", "slimgate doctor")
     command("boards", _boards, "The board models.", "slimgate boards")
+
+    verify = command(
+        "verify",
+        _verify,
+        "Is a QONNX file carried to hardware exactly? Every output code of the C simulation compared, or the reasons.",
+        "slimgate verify network.onnx --inputs samples.npz --board pynq-z2",
+    )
+    verify.add_argument("model", type=Path, metavar="MODEL", help="a QONNX file, such as Brevitas exports")
+    verify.add_argument(
+        "--inputs",
+        type=Path,
+        required=True,
+        metavar="X.npz",
+        help="samples (N, ...) as the model takes them: float values on its input's grid, or integer codes",
+    )
+    verify.add_argument("--board", default="pynq-z2", help="the board to plan for (default: pynq-z2)")
+    verify.add_argument("--json", action="store_true", help="one JSON object")
 
     predict = command(
         "predict",
@@ -220,6 +240,36 @@ def _board_row(model) -> list[str]:
     resources = model.resources
     figures = (model.clock_mhz, resources["lut"], resources["bram36"], resources["dsp"])
     return [model.title, model.part, *(f"{figure:g}" for figure in figures)]
+
+
+def _verify(args) -> int:
+    from boards import board
+    from hls.verify import Refused, verify
+    from pipeline.diversity import diversity
+
+    def say(text: str) -> None:
+        if not args.json:
+            print(text, file=sys.stderr, flush=True)
+
+    try:
+        found = verify(args.model, args.inputs, board.load(args.board), say=say)
+    except Refused as error:
+        if args.json:
+            print(json.dumps({"refused": error.refusals}, indent=1, ensure_ascii=False))
+        raise
+    outputs, census = found.pop("outputs"), found.pop("census")
+    diverse, detail, numbers = diversity(outputs, census.quantizers, census.accumulators)
+    found["diversity"] = {"passed": diverse, "detail": detail, **numbers}
+    mismatches, diverging = found["mismatches"], found["first_divergence"]
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print(f"{found['compared']:,} codes compared, {mismatches:,} differ: {found['samples']:,} samples, "
+              f"C simulation for {found['board']} against {found['oracle']}")  # fmt: skip
+        print(f"diversity: {detail}" if diverse else f"warning: this proves little: {detail}")
+    if diverging:
+        print(f"slimgate: {diverging['text']}", file=sys.stderr)
+    return 1 if mismatches or not found["compared"] else 0
 
 
 def _predict(args) -> int:

@@ -249,9 +249,9 @@ def tiny(seed=0, shape=(3, 4, 4), filters=4, outputs=3, **options) -> Net:
     return net.finish(net.dense(net.flatten(x), outputs, bias_lsb=-7, name="head"))
 
 
-def residual(seed=0) -> Net:
+def residual(seed=0, **options) -> Net:
     """Two blocks, all scales different: one shortcut is the fork itself, one has a strided 1x1 convolution."""
-    net = Net((2, 6, 6), seed=seed)
+    net = Net((2, 6, 6), seed=seed, **options)
     x = net.relu_quant(net.conv(net.input, 4, name="stem"))
     y = net.relu_quant(net.conv(x, 3, name="block1.conv1", bias_lsb=-6))
     y = net.quant(net.conv(y, 4, name="block1.conv2", bias_lsb=-6), 6)

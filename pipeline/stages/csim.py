@@ -44,15 +44,15 @@ def run(ctx) -> None:
                       "mismatches": int(np.count_nonzero(found != expected[samples]))})  # fmt: skip
     mismatches, compared = (sum(m[key] for m in modes) for key in ("mismatches", "compared"))
     ctx.metric("csim_mismatches", mismatches, "simulated", unit="codes", compared=compared, modes=modes)
+    model = graph.prepare(graph.load(ctx.inputs["export"] / "model.onnx"))
+    analysis = numerics.analyze(model)
     diverging = None
     if mismatches:
-        diverging = explain(ctx, project, io, codes, expected, plan, outputs)
+        diverging = explain(project, io, model, analysis, codes, expected, plan, outputs)
     ctx.gate("C simulation equals the trained network", mismatches == 0 and compared > 0,
              f"{mismatches} of {compared} codes differ" + (f"; {diverging}" if diverging else ""),
              mismatches=mismatches, compared=compared)  # fmt: skip
 
-    model = graph.prepare(graph.load(ctx.inputs["export"] / "model.onnx"))
-    analysis = numerics.analyze(model)
     census = Census(analysis)
     with ctx.progress(len(codes), "integer reference, whole test set") as work:
         found, lsb = Reference(model, analysis).run(codes, visit=census.visit)
@@ -96,19 +96,18 @@ def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(np.argsort(position, kind="stable")[:count])
 
 
-def explain(ctx, project, io, codes, expected, plan, outputs) -> str:
-    """Name the first layer that differs from qonnx execution, on samples that came out wrong."""
+def explain(project, io, model, analysis, codes, expected, plan, outputs) -> str:
+    """Name the first layer that differs from the network's execution, on samples that came out wrong."""
     for name, samples, _ in plan:
         wrong = samples[np.any(outputs[name] != expected[samples], axis=1)]
         if len(wrong):
             break
-    model = graph.prepare(graph.load(ctx.inputs["export"] / "model.onnx"))
     layers = json.loads((project / "layers.json").read_text())
-    found = csim.first_divergence(project, io, model, layers, codes[wrong[:4]])
+    found = csim.first_divergence(project, io, model, analysis, layers, codes[wrong[:4]])
     if found is None:
-        return f"each layer agrees with qonnx on test sample {wrong[0]}: the fault lies in the wrapper or the stream"
+        return f"each layer alone is right on test sample {wrong[0]}: the fault lies in the wrapper or the stream"
     return (
         f"first diverging layer: {found['name']} ({found['class']}), {found['differing']} of {found['of']} values, "
         f"test sample {wrong[found['sample']]}, position {found['position']}: C simulation {found['csim_value']:g}, "
-        f"QONNX {found['qonnx_value']:g}"
+        f"{found['oracle']} {found['expected_value']:g}"
     )

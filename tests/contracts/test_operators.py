@@ -183,6 +183,18 @@ def max_pool_uneven():
 
 
 @case
+def max_pool_overlapping():
+    net = picture((2, 5, 6))
+    return net.head(net.pool(net.body(net.convolve(net.input, 2, (1, 1))), (3, 2), (2, 1)))
+
+
+@case
+def max_pool_with_gaps():
+    net = picture((2, 5, 6))
+    return net.head(net.pool(net.body(net.convolve(net.input, 2, (1, 1))), (2, 2), (3, 4)))
+
+
+@case
 def multiplication_by_powers_of_two():
     net = picture((2, 4, 4))
     x = net.body(net.convolve(net.input, 2, (1, 1)))

@@ -45,6 +45,14 @@ def test_pictures_straight_into_a_dense_layer():
     assert not any(n.op_type == "Transpose" for n in model.graph.node)
 
 
+def test_convolutions_only():
+    """No dense layer at all: as many filters as classes, pooled to one pixel."""
+    net = Net((2, 4, 4))
+    x = net.maxpool(net.relu_quant(net.conv(net.input, 5)), 4)
+    model = same(net.finish(net.flatten(x)))
+    assert not any(n.op_type == "Transpose" for n in model.graph.node)
+
+
 def test_two_branches_from_the_input():
     net = Net((2, 4, 4))
     x, y = (net.quant(net.conv(net.input, 3, name=name), 6) for name in ("left", "right"))

@@ -153,32 +153,49 @@ def dense_net(weights, bias=None, *, bits=3, signed=False, gemm=False):
     return net.finish(net.dense(net.input, weights.shape[1], weights=w, bias=b, gemm=gemm, transposed=False))
 
 
+def one_layer(kind, weights, bias, *, signed, offset):
+    """One layer with weight codes (in, out) on 2**0 and 2-bit inputs on 2**0; ``offset`` is added to them first."""
+    inputs = len(weights)
+    net = Net((inputs, 1, 1) if kind == "conv" else (inputs,), bits=2, lsb=0, signed=signed)
+    x = net.input
+    if offset:
+        moved = net.node("Add", [x, net.constant(offset)], net.values[x] + offset)
+        x = net.quant(moved, 5, 0)
+    shaped = weights.T.reshape(-1, inputs, 1, 1) if kind == "conv" else weights
+    w = net.quant(net.constant(shaped, "w"), 4, 0)
+    b = None if bias is None else net.quant(net.constant(bias, "b"), 8, 0)
+    if kind == "conv":
+        return net.finish(net.flatten(net.conv(x, weights.shape[1], 1, weights=w, bias=b)))
+    return net.finish(net.dense(x, weights.shape[1], weights=w, bias=b, gemm=kind == "gemm", transposed=False))
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
-def test_accumulators_hold_every_partial_sum_in_every_order(inputs, outputs, signed, biased, gemm, seed):
+@given(
+    st.sampled_from(["conv", "gemm", "matmul"]), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.booleans(),
+    st.sampled_from([0, 3, -4]), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_accumulators_hold_every_partial_sum_in_every_order(kind, inputs, outputs, signed, biased, offset, seed):
     random = np.random.default_rng(seed)
     weights = random.integers(-7, 8, (inputs, outputs))
     bias = random.integers(-50, 51, outputs) if biased else None
-    analysis = analyze(prepared(dense_net(weights, bias, bits=2, signed=signed, gemm=gemm)))
+    analysis = analyze(prepared(one_layer(kind, weights, bias, signed=signed, offset=offset)))
     (accumulator,), output = analysis.accumulators.values(), analysis.tensors["global_out"]
-    codes = np.arange(-2, 2) if signed else np.arange(4)
+    codes = (np.arange(-2, 2) if signed else np.arange(4)) + offset
     grid = np.stack(np.meshgrid(*[codes] * inputs), -1).reshape(-1, inputs)  # every input there is
     unit = 2.0**-accumulator.lsb
     bias = np.zeros(outputs) if bias is None else bias
-    low, high = np.full(outputs, np.inf), np.full(outputs, -np.inf)
-    for _ in range(4):
-        order = random.permutation(inputs)
-        sums = np.cumsum(grid[:, order, None] * weights[order][None], axis=1)
-        for start in (0, bias):  # before the bias, or from it
-            low, high = np.minimum(low, (sums + start).min((0, 1))), np.maximum(high, (sums + start).max((0, 1)))
-    low, high = np.minimum(low, bias), np.maximum(high, bias)
-    assert np.all(low * unit >= accumulator.lo) and np.all(high * unit <= accumulator.hi)
-    # tight: the ranges of the results are reached, those of the accumulators missed by no more than the bias
+    low, high = np.minimum(bias, 0), np.maximum(bias, 0)
+    for mask in range(2**inputs):  # every partial sum of every order, from zero and from the bias
+        terms = [i for i in range(inputs) if mask >> i & 1]
+        sums = grid[:, terms] @ weights[terms]
+        for start in (0, bias):
+            low, high = np.minimum(low, (sums + start).min(0)), np.maximum(high, (sums + start).max(0))
+    # exactly: nothing lies outside, and each end is reached
+    assert np.array_equal(low * unit, np.broadcast_to(accumulator.lo, outputs))
+    assert np.array_equal(high * unit, np.broadcast_to(accumulator.hi, outputs))
     result = grid @ weights + bias
     assert np.array_equal(result.min(0) * 2.0**-output.lsb, np.broadcast_to(output.lo, outputs))
     assert np.array_equal(result.max(0) * 2.0**-output.lsb, np.broadcast_to(output.hi, outputs))
-    slack = np.abs(bias) * unit
-    assert np.all(accumulator.lo >= low * unit - slack) and np.all(accumulator.hi <= high * unit + slack)
 
 
 @pytest.mark.parametrize("make", [tiny, residual], ids=["tiny", "residual"])

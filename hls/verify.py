@@ -1,0 +1,318 @@
+"""Is a network that was trained anywhere carried to hardware exactly? Asked of a QONNX file and inputs for it.
+
+The file is checked node by node, planned, converted and C-simulated behind its AXI4-Stream wrapper; every output code
+is compared with qonnx execution of the file itself, or with the integer reference where float32 is not exact for it.
+"""
+
+import json
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from boards.errors import SlimgateError
+from hls import csim, graph, numerics, onnxfile
+from hls.convert import convert, illegal_reuse_factors
+from hls.numerics import Analysis, Fixed, NotExact
+from hls.plan import make_plan
+from hls.reference import Census, Reference
+
+#: Bytes of an array of inputs, unpacked.
+LARGEST_INPUTS = 2 * 2**30
+#: Transfers of other sizes leave partial pipelines and buffers behind if anything depends on the transfer.
+TRANSFERS = {"one transfer": None, "sample by sample": 1, "transfers of 3": 3}
+BATCH, FEW = 64, 16
+
+
+class VerifyError(SlimgateError):
+    """Inputs that do not fit the network."""
+
+
+class Disagreement(SlimgateError):
+    """Two software oracles give different codes: nothing can be compared with them."""
+
+    exit_code = 1
+
+
+class Refused(SlimgateError):
+    """A network that breaks conditions of exactness; ``refusals`` holds {"node", "reason", "fix"} for each."""
+
+    def __init__(self, refusals: list[dict], path: Path):
+        first, more = refusals[0], refusals[1:]
+        what = f"the network cannot be carried to hardware exactly: {len(refusals)} reason(s)"
+        lines = [f"\n  node {r['node']}: {r['reason']}\n    change: {r['fix']}" for r in [first, *more]]
+        super().__init__(what + "".join(lines), where=path)
+        self.refusals = refusals
+
+
+@dataclass(frozen=True)
+class Network:
+    """A file that passed every check: ``file`` as it is, ``model`` channels-last, the grid of its input codes."""
+
+    file: object
+    model: object
+    analysis: Analysis
+    grid: Fixed
+
+
+def examine(path: Path) -> Network:
+    """Read a file and check the conditions of exactness. Raises GraphError or :class:`Refused`, whatever it holds."""
+    onnxruntime.set_default_logger_severity(3)  # it warns of the opset that qonnx gives single nodes
+    file, model = graph.load(path), None
+    try:
+        model = graph.prepare(file)
+        analysis = numerics.analyze(model)
+    except NotExact as error:
+        raise Refused(refusals(model, error), path) from error
+    except SlimgateError:
+        raise
+    except Exception as error:  # operators in combinations that qonnx's transformations were not written for
+        raise graph.GraphError(f"its nodes fit together in a way that is not understood: {onnxfile.first_line(error)}",
+                               where=path, fix="simplify the network, or report it with --debug") from error
+    if not graph.mac_nodes(model):
+        raise graph.GraphError("the network has no convolution and no dense layer", where=path, fix=onnxfile.AGAIN)
+    readers = model.find_consumers(model.graph.input[0].name)
+    if not readers or not file.find_consumers(file.graph.input[0].name):
+        raise graph.GraphError("its output does not depend on its input", where=path, fix=onnxfile.AGAIN)
+    network = Network(file, model, analysis, analysis.tensors[readers[0].output[0]])
+    _try(network, path)
+    return network
+
+
+def _try(network: Network, path: Path) -> None:
+    """Two samples through the file and through the prepared graph: a quantiser hides shapes from onnx's checks, and
+    qonnx's transformations are not right for every fork."""
+    shape = network.file.get_tensor_shape(network.file.graph.input[0].name)[1:]
+    codes = np.random.default_rng(0).integers(network.grid.min, network.grid.max, (2, *shape), endpoint=True)
+    values = np.ldexp(codes.astype(np.float64), network.grid.lsb)
+    try:
+        wanted = _flat(next(iter(graph.execute(network.file, values).values())))
+        moved = np.ldexp(wire_codes(network, values).astype(np.float64), network.grid.lsb)
+        found = next(iter(graph.execute(network.model, moved).values())).reshape(len(moved), -1)
+    except SlimgateError:
+        raise
+    except Exception as error:  # onnxruntime raises its own types
+        raise graph.GraphError(f"it cannot be executed: {onnxfile.first_line(error)}", where=path,
+                               fix=onnxfile.AGAIN) from error  # fmt: skip
+    if network.analysis.float32_exact and not np.array_equal(wanted, found):
+        raise graph.GraphError("its layout cannot be changed to channels last without changing what it computes",
+                               where=path, fix="quantise a tensor before it is read by several nodes, or report the "
+                                               "network")  # fmt: skip
+
+
+def refusals(model, first: NotExact) -> list[dict]:
+    """Every node that is refused on its own account; what only lacks the result of a refused one is not told.
+
+    ``first``: what :func:`hls.numerics.analyze` said; it is always the first of the list, and all of it where preparing
+    the graph was refused already (``model`` None).
+    """
+    found, analysis, unknown = {first.node: first}, Analysis(), set()
+    for node in model.graph.node if model is not None else []:
+        lost = unknown & set(node.input)
+        try:
+            if lost and node.op_type == "Quant":  # whatever arrives, what leaves lies on its grid
+                quantizer = numerics.quantizer_of(model, node)
+                grid = Fixed(quantizer.lsb, np.array(quantizer.lo), np.array(quantizer.hi))
+                analysis.tensors[node.output[0]] = analysis.quantizers[node.name] = grid
+            elif lost and node.op_type in numerics.OPERATORS:
+                unknown |= set(node.output)
+            elif node.op_type not in numerics.OPERATORS:
+                raise NotExact(node.name, f"operation {node.op_type} is not carried exactly",
+                               f"operations that are: {', '.join(sorted(numerics.OPERATORS))}")  # fmt: skip
+            else:
+                analysis.tensors[node.output[0]] = numerics.OPERATORS[node.op_type](model, node, analysis)
+        except NotExact as error:
+            found.setdefault(node.name, error)
+            unknown |= set(node.output)
+        except Exception:  # noqa: BLE001 - a list that is not complete is better than none
+            break
+    return [{"node": e.node, "reason": e.reason, "fix": e.fix} for e in found.values()]
+
+
+# --------------------------------------------------------------------------- inputs
+
+
+def read_inputs(path: Path, network: Network) -> np.ndarray:
+    """Input values of a network from an npz: (N, ...) float64, axes in the order of the file's own input.
+
+    The array is the one called like the network's input, else ``inputs``, else the only one there is. Floats are values
+    on the grid of the input quantiser, integers are its codes. Raises :class:`VerifyError` for anything else.
+    """
+    name = network.file.graph.input[0].name
+    array = _array(path, name)
+    shape = tuple(network.file.get_tensor_shape(name)[1:])
+    if array.dtype.kind not in "fiu":
+        raise VerifyError(f"the inputs are of type {array.dtype}", where=path,
+                          fix="save float values on the input's grid, or integer codes")  # fmt: skip
+    if array.shape[1:] != shape:
+        turned = len(shape) > 1 and array.ndim == len(shape) + 1 and array.shape[1:] in set(permutations(shape))
+        fix = "put the axes in the model's order (numpy.moveaxis)" if turned else "one row for each sample: (N, ...)"
+        raise VerifyError(f"the inputs have shape {array.shape}, the network takes (N, {', '.join(map(str, shape))})",
+                          where=path, fix=fix)  # fmt: skip
+    if not len(array):
+        raise VerifyError("there are no inputs: N is 0", where=path, fix="save at least one sample, better hundreds")
+    grid = network.grid
+    if array.dtype.kind == "f":
+        values = array.astype(np.float64)
+        if not np.all(np.isfinite(values)):
+            at = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+            raise VerifyError(f"the inputs hold {values[at]} at {at}", where=path, fix="put finite numbers there")
+        codes = np.ldexp(values, -grid.lsb)
+        fix = f"quantise on the host first: x = clip(rint(x * 2**{-grid.lsb}), {grid.min}, {grid.max}) * 2**{grid.lsb}"
+    else:
+        codes = array.astype(np.float64)
+        fix = "save integer codes in that range, or float values"
+    wrong = (codes != np.rint(codes)) | (codes < grid.min) | (codes > grid.max)
+    if np.any(wrong):
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise VerifyError(
+            f"{np.count_nonzero(wrong)} of {array.size} inputs are off the grid of the network's input, whole "
+            f"multiples {grid.min}..{grid.max} of 2**{grid.lsb}; the first is {array[at]} at {at}",
+            where=path, fix=fix)  # fmt: skip
+    return np.ldexp(codes, grid.lsb)
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    if not path.is_file():
+        raise VerifyError("there are no inputs: no such file", where=path, fix="numpy.savez(FILE, inputs=x)")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {item.filename.removesuffix(".npy"): item.file_size for item in archive.infolist()}
+        key = next((k for k in (name, "inputs") if k in members), None) or next(iter(members), None)
+        if key is None or (key not in (name, "inputs") and len(members) > 1):
+            keys = ", ".join(members) or "none"
+            raise VerifyError(f"no array is called {name!r} or 'inputs'; there are: {keys}", where=path,
+                              fix="numpy.savez(FILE, inputs=x)")  # fmt: skip
+        if members[key] > LARGEST_INPUTS:
+            raise VerifyError(f"the array {key!r} holds {members[key] / 2**30:.1f} GiB; {LARGEST_INPUTS >> 30} are "
+                              "taken at most", where=path, fix="give fewer samples")  # fmt: skip
+        with np.load(path, allow_pickle=False) as file:
+            array = file[key]
+    except SlimgateError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many types for a damaged or pickled file
+        pickled = "allow_pickle" in str(error)
+        reason = "it holds Python objects, not numbers" if pickled else onnxfile.first_line(error)
+        raise VerifyError(f"not a readable npz file: {reason}", where=path,
+                          fix="numpy.savez(FILE, inputs=x) with an array of numbers") from error  # fmt: skip
+    if array.ndim < 1:
+        raise VerifyError("the inputs are a single number", where=path, fix="one row for each sample: (N, ...)")
+    return array
+
+
+# --------------------------------------------------------------------------- compare
+
+
+def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=None) -> dict:
+    """Compare every output code of the C simulation with the network's own; return the figures as plain data.
+
+    ``say(text)`` hears what is being done. In the result: "compared" and "mismatches" codes, "modes" the same for each
+    way of transferring, "first_divergence" (None where all agree), "oracle", "samples", "plan", "io", "refused" [] and,
+    for judging diversity, "outputs" (N, K) int64 and "census" (:class:`hls.reference.Census`), which are no JSON.
+    Raises SlimgateError for what cannot be compared.
+    """
+    network = examine(path)
+    model, analysis = network.model, network.analysis
+    values = read_inputs(inputs, network)
+    plan = make_plan(model, analysis, lut=board.resources["lut"], clock_mhz=float(board.clock_mhz))
+    if illegal := illegal_reuse_factors(plan):
+        raise VerifyError("the plan has illegal reuse factors: " + ", ".join(illegal), where=path, fix="report it")
+    codes = wire_codes(network, values)
+    oracle = "qonnx" if analysis.float32_exact else "integer reference"
+    say(f"computing {len(codes)} samples by {oracle}")
+    census = Census(analysis)
+    expected, lsb = Reference(model, analysis).run(codes, visit=census.visit)
+    expected = np.ldexp(expected.astype(np.float64), lsb).reshape(len(codes), -1)
+    if analysis.float32_exact:
+        executed = _flat(next(iter(graph.execute(network.file, values).values())))
+        if not np.array_equal(executed, expected):
+            raise Disagreement("qonnx execution and the integer reference disagree on this network", where=path,
+                               fix="report the network: one of the two is wrong")  # fmt: skip
+        expected = executed
+    with tempfile.TemporaryDirectory() as scratch:
+        project = Path(scratch) / "project"
+        say("converting, and compiling the generated C++ (from the cache when unchanged)")
+        io = convert(model, analysis, plan, part=board.part, folder=project)
+        wanted = _codes(expected, io["output"]["scale_log2"], path)
+        library = csim.compile_design(project, io)
+        say("C simulation behind the AXI4-Stream wrapper")
+        outputs = csim.run(library, codes, io, batch=BATCH, progress=progress)
+        runs = [("whole set", np.arange(len(codes)), outputs)]
+        few = np.arange(min(FEW, len(codes)))
+        runs += [(name, few, csim.run(library, codes[few], io, batch=size)) for name, size in TRANSFERS.items()]
+        modes = [{"mode": name, "samples": len(chosen), "compared": int(found.size),
+                  "mismatches": int(np.count_nonzero(found != wanted[chosen]))}
+                 for name, chosen, found in runs]  # fmt: skip
+        diverging = None
+        for _, chosen, found in runs:
+            wrong = chosen[np.any(found != wanted[chosen], axis=1)]
+            if len(wrong):
+                diverging = _divergence(project, io, network, codes, wrong)
+                break
+    return {
+        "samples": len(codes), "oracle": oracle, "modes": modes, "first_divergence": diverging, "refused": [],
+        **{key: sum(mode[key] for mode in modes) for key in ("compared", "mismatches")},
+        "evidence": "simulated", "widest_accumulator": analysis.widest_accumulator,
+        "plan": plan["totals"] | {"evidence": plan["evidence"]}, "io": io, "board": board.name,
+        "outputs": outputs, "census": census,
+    }  # fmt: skip
+
+
+def wire_codes(network: Network, values: np.ndarray) -> np.ndarray:
+    """Values in the axis order of the file -> int64 codes in that of the wire, channels last."""
+    name, prepared = network.file.graph.input[0].name, graph.input_shape(network.model)
+    codes = np.ldexp(values, -network.grid.lsb).astype(np.int64)
+    if len(prepared) > 1 and _channels_first(network):
+        codes = np.moveaxis(codes, 1, -1)
+    if prepared[0] == 1 and codes.shape[1:] == prepared[1:]:
+        codes = codes[:, None]  # one dimension is carried as a picture of height 1
+    if codes.shape[1:] != prepared:
+        raise VerifyError(f"the file takes {codes.shape[1:]}, the prepared graph {prepared}", where=name,
+                          fix="report the network")  # fmt: skip
+    return np.ascontiguousarray(codes)
+
+
+def _channels_first(network: Network) -> bool:
+    """Whether preparing the graph changed its input from channels first to channels last."""
+    before = tuple(network.file.get_tensor_shape(network.file.graph.input[0].name)[1:])
+    after = graph.input_shape(network.model)
+    if before != after:
+        return True
+    # Equal sizes on all axes do not tell; a file that turns its quantised input first takes channels last.
+    readers = network.file.find_consumers(network.file.graph.input[0].name)
+    readers = [user for reader in readers for user in [reader, *network.file.find_consumers(reader.output[0])]]
+    return not any(node.op_type == "Transpose" for node in readers)
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """Outputs of a file, channels first, as rows in the order of the wire."""
+    if values.ndim > 2:
+        values = np.moveaxis(values, 1, -1)
+    return values.reshape(len(values), -1).astype(np.float64)
+
+
+def _codes(values: np.ndarray, lsb: int, path: Path) -> np.ndarray:
+    scaled = np.ldexp(values, -lsb)
+    if not np.array_equal(scaled, np.rint(scaled)):
+        raise VerifyError(f"the network's outputs are no multiples of 2**{lsb}, the grid of the hardware's", where=path,
+                          fix="report the network: a range was derived wrongly")  # fmt: skip
+    return scaled.astype(np.int64)
+
+
+def _divergence(project: Path, io: dict, network: Network, codes: np.ndarray, wrong: np.ndarray) -> dict:
+    """Where the first wrong samples leave the network: a layer, or the wrapper where every layer agrees."""
+    layers = json.loads((project / "layers.json").read_text())
+    found = csim.first_divergence(project, io, network.model, network.analysis, layers, codes[wrong[:4]])
+    if found is None:
+        text = f"each layer agrees on sample {wrong[0]}: the fault lies in the wrapper or the stream"
+        return {"name": None, "sample": int(wrong[0]), "text": text}
+    sample = int(wrong[found["sample"]])
+    return found | {"sample": sample, "text": (
+        f"first diverging layer: {found['name']} ({found['class']}), {found['differing']} of {found['of']} values, "
+        f"sample {sample}, position {found['position']}: C simulation {found['csim_value']:g}, "
+        f"{found['oracle']} {found['expected_value']:g}"
+    )}  # fmt: skip

@@ -1,0 +1,245 @@
+"""`slimgate verify`: 0 where every code agrees, 1 with the first layer that differs, 2 with every reason and fix."""
+
+import json
+import pickle
+import re
+import zipfile
+
+import numpy as np
+import pytest
+
+from hls import verify
+from pipeline import cli
+from tests.graphs import Net, tiny
+
+
+def network(tmp_path, net, name="net.onnx"):
+    return verify.examine(net.save(tmp_path / name))
+
+
+def run(capsys, file, inputs, *words):
+    code = cli.main(["verify", str(file), "--inputs", str(inputs), *words])
+    done = capsys.readouterr()
+    assert "Traceback" not in done.err
+    return code, done.out, done.err
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+def faulty():
+    """Four faults, three of them behind one another."""
+    net = Net((2, 4, 4))
+    x = net.conv(net.input, 3, name="first", bias=net.constant([0.1, 0.2, 0.3], "first.bias"))
+    x = net.quant(net.relu(x), 4, scale=0.3, signed=False, name="odd.scale")
+    x = net.quant(net.conv(x, 3, name="second"), 4, zero_point=1.0, name="zero.point")
+    x = net.node("Sigmoid", [x], net.values[x].sigmoid())
+    return net.head(net.quant(x, 4, signed=False))
+
+
+def test_every_refusal_is_listed(tmp_path):
+    with pytest.raises(verify.Refused) as caught:
+        network(tmp_path, faulty())
+    reasons = [refusal["reason"] for refusal in caught.value.refusals]
+    for words in ("its bias is a floating-point", "is not a power of two", "the zero point is 1", "operation Sigmoid"):
+        assert sum(words in reason for reason in reasons) == 1, (words, reasons)
+    assert len(reasons) == 4
+    assert all(refusal["fix"] and refusal["node"] for refusal in caught.value.refusals)
+    assert all(refusal["fix"] in str(caught.value) for refusal in caught.value.refusals)
+
+
+def test_refusals_on_the_command_line(tmp_path, capsys):
+    file = faulty().save(tmp_path / "net.onnx")
+    code, out, err = run(capsys, file, tmp_path / "x.npz")
+    assert code == 2 and "4 reason(s)" in err and "change: quantise the bias" in err and out == ""
+    code, out, err = run(capsys, file, tmp_path / "x.npz", "--json")
+    assert code == 2 and len(json.loads(out)["refused"]) == 4
+
+
+def test_nothing_to_compute(tmp_path):
+    with pytest.raises(verify.graph.GraphError, match="no convolution and no dense layer"):
+        network(tmp_path, Net((5,)).finish("input.quant"))
+    net = Net((5,))
+    net.finish(net.dense(net.quant(net.constant(np.ones((1, 5))), 4, -1), 3, gemm=False, bias=None))
+    with pytest.raises(verify.graph.GraphError, match="does not depend on its input|holds no network"):
+        network(tmp_path, net)
+
+
+# -- inputs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """A network of unsigned 8-bit pixels (2, 4, 5), as values k/256."""
+    return verify.examine(tiny(5, shape=(2, 4, 5)).save(tmp_path_factory.mktemp("net") / "net.onnx"))
+
+
+GOOD = np.arange(80, dtype=np.uint8).reshape(2, 2, 4, 5)
+
+
+def read(tmp_path, network, **arrays):
+    np.savez(tmp_path / "x.npz", **arrays)
+    return verify.read_inputs(tmp_path / "x.npz", network)
+
+
+def test_values_and_codes_are_the_same_inputs(tmp_path, known):
+    values = read(tmp_path, known, x=GOOD / 256)
+    assert values.dtype == np.float64 and np.array_equal(values, GOOD / 256)
+    for kind in (np.uint8, np.int16, np.int64):
+        assert np.array_equal(read(tmp_path, known, x=GOOD.astype(kind)), values)
+    assert np.array_equal(read(tmp_path, known, x=(GOOD / 256).astype(np.float16)), values)
+    codes = verify.wire_codes(known, values)
+    assert codes.dtype == np.int64 and np.array_equal(codes, np.moveaxis(GOOD, 1, -1))
+
+
+def test_which_array_is_taken(tmp_path, known):
+    name = known.file.graph.input[0].name
+    other = GOOD[:1]
+    assert len(read(tmp_path, known, other=other, **{name: GOOD}, inputs=other)) == 2
+    assert len(read(tmp_path, known, other=other, inputs=GOOD)) == 2
+    assert len(read(tmp_path, known, whatever=GOOD)) == 2
+    with pytest.raises(verify.VerifyError, match=f"no array is called '{name}' or 'inputs'; there are: a, b"):
+        read(tmp_path, known, a=GOOD, b=GOOD)
+    with pytest.raises(verify.VerifyError, match="there are: none"):
+        read(tmp_path, known)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.moveaxis(GOOD, 1, -1), r"shape \(2, 4, 5, 2\), the network takes \(N, 2, 4, 5\)(.|\n)*moveaxis"),
+        (GOOD[0], r"shape \(2, 4, 5\), the network(.|\n)*one row for each sample"),
+        (GOOD[:0], "N is 0"),
+        (GOOD / 256 + 2**-9, r"80 of 80 inputs are off the grid.* 0\.\.255 of 2\*\*-8; (.|\n)*on the host first"),
+        (GOOD / 256 + 1, "80 of 80 inputs are off the grid"),
+        (GOOD.astype(np.int16) - 1, r"1 of 80 .*the first is -1 at \(0, 0, 0, 0\)"),
+        (np.where(GOOD == 7, np.nan, GOOD / 256), r"hold nan at \(0, 0, 1, 2\)"),
+        (np.where(GOOD == 7, np.inf, GOOD / 256), r"hold inf at \(0, 0, 1, 2\)"),
+        (GOOD > 3, "of type bool"),
+        (GOOD * 1j, "of type complex"),
+        (GOOD.astype(str), "of type <U"),
+        (np.float32(3), "a single number"),
+        (np.array([{"a": 1}], dtype=object), "it holds Python objects"),
+    ],
+)
+def test_inputs_that_do_not_fit(tmp_path, known, array, words):
+    with pytest.raises(verify.VerifyError, match=words):
+        read(tmp_path, known, x=array)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no such file"), (b"", "not a readable npz"), (b"PK\x03\x04damaged", "not a readable npz"),
+     (pickle.dumps([1]), "not a readable npz")],
+)  # fmt: skip
+def test_files_that_are_no_npz(tmp_path, known, content, words):
+    if content is not None:
+        (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(verify.VerifyError, match=words):
+        verify.read_inputs(tmp_path / "x.npz", known)
+
+
+def test_an_array_that_unpacks_to_gigabytes_is_not_read(tmp_path, known, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inputs.npy", bytes(2**20))
+    monkeypatch.setattr(verify, "LARGEST_INPUTS", 2**19)
+    with pytest.raises(verify.VerifyError, match="the array 'inputs' holds"):
+        verify.read_inputs(tmp_path / "x.npz", known)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (4, 4, 4), (5,)])
+def test_axes_reach_the_wire_in_its_order(tmp_path, shape):
+    net = Net(shape)
+    if len(shape) == 1:
+        net.finish(net.dense(net.input, 3))
+    else:
+        net.head(net.relu_quant(net.conv(net.input, 2)))
+    found = network(tmp_path, net)
+    assert np.array_equal(verify.wire_codes(found, net.inputs), net.codes)
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+def dense():
+    """Compiles in seconds; the samples are diverse."""
+    net = Net((6,), signed=True, samples=40, seed=9)
+    x = net.relu_quant(net.dense(net.input, 5, name="first", bias=None))
+    net.finish(net.dense(x, 3, name="last", bias=None))
+    return net
+
+
+@pytest.fixture
+def files(tmp_path):
+    net = dense()
+    np.savez(tmp_path / "x.npz", inputs=net.inputs)
+    return net.save(tmp_path / "net.onnx"), tmp_path / "x.npz"
+
+
+def test_every_code_agrees(files, capsys):
+    code, out, err = run(capsys, *files)
+    assert code == 0, err
+    assert "264 codes compared, 0 differ: 40 samples, C simulation for pynq-z2 against qonnx" in out
+    assert "diversity: 3 of 3 classes" in out
+    code, out, _ = run(capsys, *files, "--json")
+    found = json.loads(out)
+    assert code == 0 and (found["compared"], found["mismatches"], found["board"]) == (264, 0, "pynq-z2")
+    assert found["evidence"] == "simulated" and found["plan"]["evidence"] == "estimated"
+    assert [mode["samples"] for mode in found["modes"]] == [40, 16, 16, 16]
+    assert found["diversity"]["passed"] is True and found["refused"] == [] and found["first_divergence"] is None
+
+
+def test_samples_that_prove_little_are_told(files, tmp_path, capsys):
+    np.savez(tmp_path / "same.npz", inputs=np.zeros((9, 6)))
+    code, out, _ = run(capsys, files[0], tmp_path / "same.npz")
+    assert code == 0 and "warning: this proves little: only 1 of 3 classes" in out
+    assert "11.1% of the 9 output vectors are distinct" in out
+
+
+def test_a_layer_that_differs_is_named(files, capsys, monkeypatch):
+    """A weight of the last layer is another one in the generated project, as a converter's bug would have it."""
+    genuine = verify.convert
+
+    def convert(model, analysis, plan, *, part, folder):
+        io = genuine(model, analysis, plan, part=part, folder=folder)
+        row = next(row for row in json.loads((folder / "layers.json").read_text()) if row["name"] == "last")
+        assert row["class"]
+        weights = sorted((folder / "firmware" / "weights").glob("w*.txt"), key=lambda p: int(p.stem[1:]))[-1]
+        header = weights.with_suffix(".h")
+        first = float(weights.read_text().split(",")[0])
+        for file, start in ((weights, ""), (header, r"=\s*\{")):
+            other = rf"\g<1>{0.5 if first != 0.5 else 0.25}"
+            file.write_text(re.sub(rf"({start})([^,]+)", other, file.read_text(), count=1))
+        return io
+
+    monkeypatch.setattr(verify, "convert", convert)
+    code, out, err = run(capsys, *files)
+    assert code == 1
+    assert "first diverging layer: last (" in err and "C simulation" in err and ", qonnx " in err
+    assert "264 codes compared, 0 differ" not in out and "264 codes compared, " in out
+
+
+def test_oracles_that_disagree(files, capsys, monkeypatch):
+    genuine = verify.Reference.run
+
+    def wrong(self, codes, **options):
+        found, lsb = genuine(self, codes, **options)
+        return found + 1, lsb
+
+    monkeypatch.setattr(verify.Reference, "run", wrong)
+    code, _, err = run(capsys, *files)
+    assert code == 1 and "qonnx execution and the integer reference disagree" in err
+
+
+def test_sums_beyond_float32_are_compared_with_the_reference(tmp_path, capsys):
+    net = Net((6,), bits=16, signed=True, samples=20, seed=1)
+    net.finish(net.dense(net.input, 3, bits=14, lsb=-10, bias_lsb=-26, name="wide"))
+    np.savez(tmp_path / "x.npz", x=net.codes)
+    code, out, err = run(capsys, net.save(tmp_path / "net.onnx"), tmp_path / "x.npz")
+    assert code == 0, err
+    assert "0 differ: 20 samples, C simulation for pynq-z2 against integer reference" in out
+
+
+def test_a_board_that_is_none(files, capsys):
+    code, _, err = run(capsys, *files, "--board", "pynq-z9")
+    assert code == 2 and "did you mean" in err
