@@ -59,7 +59,8 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
         warnings.simplefilter("ignore")
         graph.write()
     _keep_only_firmware(folder)
-    _any_pooling_stride(folder)
+    if any(n.op_type == "MaxPool" and _overlaps(n) for n in model.graph.node):
+        _any_pooling_stride(folder)
     _check_weight_files(graph, folder)
     (folder / "layers.json").write_text(json.dumps(layers, indent=1) + "\n")
     return _write_wrapper(graph, model, analysis, plan, part, folder)
@@ -471,10 +472,15 @@ def _set_fifo_depths(graph, layers: list[dict], plan: dict) -> None:
                 variable.pragma = ("stream", max(2, tokens if inside else min(tokens, plan["fifo"]["chain_depth"])))
 
 
+def _overlaps(node) -> bool:
+    options = attributes(node)
+    return list(options.get("strides", [1, 1])) != list(options["kernel_shape"])
+
+
 def _any_pooling_stride(folder: Path) -> None:
     """hls4ml asserts that pooling windows do not overlap; its line buffer is right for every stride, as tests show."""
     path = folder / "firmware" / "nnet_utils" / "nnet_pooling_stream.h"
-    head, found, body = path.read_text().partition("void pooling2d_buffer_cl(")
+    head, found, body = path.read_text().partition("void pooling2d_cl(")
     rule = re.compile(r" *assert\(CONFIG_T::pool_height == CONFIG_T::stride_height[^\n]*\n")
     changed, count = rule.subn("", body, count=1)
     if not found or count != 1:

@@ -57,7 +57,7 @@ class Wide(Net):
         rank = len(kernel)
         strides, dilations, pads = strides or [1] * rank, dilations or [1] * rank, pads or [0] * 2 * rank
         w = self.kernel((filters, self.values[x].shape[1] // group, *kernel), **options)
-        b = self.bias(filters, -11, f"bias{len(self.nodes)}") if bias else None
+        b = self.bias(filters, -11, options.get("name") or f"bias{len(self.nodes)}") if bias else None
         sides = [p for axis in reversed(range(rank)) for p in (pads[axis], pads[axis + rank])]
         value = {1: functional.conv1d, 2: functional.conv2d}[rank](
             functional.pad(self.values[x], sides), self._of(w), self._of(b) if b else None, tuple(strides), 0,
@@ -417,3 +417,69 @@ def test_random_networks_equal_qonnx_and_torch(number):
     """Every tensor of the reference; those with a number below end in C simulation as well."""
     net = random_network(number)
     same_function(net, prepared(net))
+
+
+# ---------------------------------------------------------------------- what stays refused
+
+
+def norm_at_the_output():
+    net = Wide((6,), bits=4)
+    return net.finish(net.norm(net.dense(net.input, 3)))
+
+
+def norm_before_an_addition():
+    net = picture((2, 4, 4))
+    x = net.convolve(net.input, 2, (1, 1))
+    return net.head(net.body(net.add(net.norm(x), net.quant(x, 4))))
+
+
+def norm_before_sixteen_bits():
+    net = picture((2, 4, 4))
+    return net.head(net.quant(net.norm(net.convolve(net.input, 2, (1, 1))), 16))
+
+
+def average_over_nine():
+    net = picture((2, 6, 6))
+    return net.head(net.quant(net.average(net.body(net.convolve(net.input, 2, (1, 1))), (3, 3)), 4))
+
+
+def multiplication_by_three():
+    net = picture((2, 4, 4))
+    return net.finish(net.times(net.dense(net.flatten(net.body(net.convolve(net.input, 2))), 3), 3.0))
+
+
+def concat_of_three():
+    net = picture((2, 4, 4))
+    return net.head(net.concat(*(net.quant(net.convolve(net.input, 2, (1, 1)), 4) for _ in range(3))))
+
+
+@pytest.mark.parametrize(
+    ("build", "operation"),
+    [
+        (norm_at_the_output, "BatchNormalization"),
+        (norm_before_an_addition, "BatchNormalization"),
+        (norm_before_sixteen_bits, "BatchNormalization"),
+        (average_over_nine, "AveragePool"),
+        (multiplication_by_three, "Mul"),
+        (concat_of_three, "Concat"),
+    ],
+)
+def test_refused(build, operation):
+    model = prepared(build())
+    with pytest.raises(numerics.NotExact) as caught:
+        numerics.analyze(model)
+    node = next(n for n in model.graph.node if n.name == caught.value.node)
+    assert node.op_type == operation and caught.value.fix
+
+
+def test_a_threshold_that_is_off_by_one_is_seen():
+    """The fault that the comparison is there for."""
+    net = CASES["batch_norm_behind_a_dense_layer"]()
+    model = prepared(net)
+    node = next(n for n in model.graph.node if n.op_type == "MultiThreshold")
+    analysis = numerics.analyze(model)
+    before = Reference(model, analysis).run(net.codes)[0]
+    lsb = analysis.tensors[node.input[0]].lsb
+    reached = model.get_initializer(node.input[1])
+    model.set_initializer(node.input[1], reached + np.float32(2.0**lsb) * 40)
+    assert not np.array_equal(Reference(model, numerics.analyze(model)).run(net.codes)[0], before)
