@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import checker, external_data_helper, shape_inference
 
@@ -20,6 +21,11 @@ AGAIN = "export it again with brevitas.export.export_qonnx"
 QUANTIZERS = {"Quant", "BipolarQuant", "IntQuant"}
 QCDQ = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 INTEGER = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+WINDOWED = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"}
+KEEP_RANK = QUANTIZERS | WINDOWED | {
+    "Relu", "Transpose", "BatchNormalization", "Identity", "Pad", "Softmax", "Sigmoid", "Tanh", "Clip", "LeakyRelu",
+    "Concat", "Dropout", "Neg", "Abs", "Trunc",
+}  # fmt: skip
 
 
 class GraphError(SlimgateError):
@@ -161,6 +167,7 @@ def _valid(model, path: Path) -> None:
         copy.graph.output.remove(output)  # not told: it is inferred later
     for item in copy.graph.initializer:
         _bounded(item.name, item.dims, path)
+    _ranks(copy, path)
     try:
         checker.check_model(copy)
         copy = shape_inference.infer_shapes(copy)
@@ -168,6 +175,20 @@ def _valid(model, path: Path) -> None:
         raise GraphError(f"not a valid ONNX graph: {first_line(error)}", where=path, fix=AGAIN) from error
     for info in [*copy.graph.input, *copy.graph.value_info, *copy.graph.output]:
         _bounded(info.name, (size.dim_value for size in info.type.tensor_type.shape.dim), path)
+
+
+def _ranks(model, path: Path) -> None:
+    """Convolutions and pools of flat tensors: onnx 1.19 does not refuse them, it crashes."""
+    ranks = {item.name: len(item.dims) for item in model.graph.initializer}
+    ranks |= {side.name: len(side.type.tensor_type.shape.dim) for side in model.graph.input}
+    for node in model.graph.node:
+        found = [ranks.get(name) for name in node.input]
+        if node.op_type in WINDOWED and any(rank is not None and rank < 3 for rank in found[:2]):
+            told = " and ".join(str(rank) for rank in found[:2] if rank is not None)
+            raise GraphError(f"not a valid ONNX graph: {node.op_type} {node.name or node.output[0]} reads tensors of "
+                             f"{told} axes; it needs 3 or more", where=path, fix=AGAIN)  # fmt: skip
+        if found and found[0] is not None and node.op_type in KEEP_RANK and node.output:
+            ranks[node.output[0]] = found[0]
 
 
 def _drop_what_nobody_reads(model) -> None:
@@ -183,16 +204,20 @@ def _drop_what_nobody_reads(model) -> None:
 
 
 def _write_out_defaults(model) -> None:
-    """Attributes that ONNX lets a file leave out and qonnx or hls4ml ask for."""
+    """What ONNX lets a file leave out and qonnx or hls4ml ask for."""
     shapes = {item.name: list(item.dims) for item in model.graph.initializer}
     for node in model.graph.node:  # a quantiser keeps its input's shape
         if node.op_type in QUANTIZERS and node.input and node.input[0] in shapes:
             shapes[node.output[0]] = shapes[node.input[0]]
     for node in model.graph.node:
+        if node.op_type == "Gemm" and len(node.input) == 2 and len(shapes.get(node.input[1], [])) == 2:
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            bias = np.zeros(shapes[node.input[1]][0 if transposed else 1], np.float32)
+            node.input.append(f"{node.output[0]}.no_bias")
+            model.graph.initializer.append(onnx.numpy_helper.from_array(bias, node.input[2]))
         if node.op_type not in ("Conv", "MaxPool", "AveragePool") or node.domain:
             continue
-        given = {attribute.name: attribute for attribute in node.attribute}
-        wanted = {}
+        given, wanted = {attribute.name: attribute for attribute in node.attribute}, {}
         if node.op_type == "Conv":
             wanted = {"kernel_shape": shapes.get(node.input[1], [])[2:], "group": 1}
         kernel = list(given["kernel_shape"].ints) if "kernel_shape" in given else wanted.get("kernel_shape")

@@ -1,5 +1,6 @@
 """Converted projects of the small networks of ``tests.graphs``, made once per session and copied to be damaged."""
 
+import atexit
 import functools
 import json
 import shutil
@@ -62,4 +63,5 @@ NETWORKS = {
 def made(name: str) -> Converted:
     """``tiny`` or ``residual``; do not change it."""
     folder = Path(tempfile.mkdtemp(prefix="slimgate-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return convert_net(NETWORKS[name](), folder / "project")

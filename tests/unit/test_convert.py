@@ -12,7 +12,7 @@ from hls import convert, numerics
 from hls.convert import ConvertError
 from hls.numerics import quantizer_of
 from tests.graphs import Net, prepared, tiny
-from tests.hil.converted import PART, convert_net, made
+from tests.hil.converted import NETWORKS, PART, convert_net, made
 
 
 def defines(project):
@@ -136,7 +136,7 @@ def sabotaged(tmp_path, monkeypatch):
     """Convert with hls4ml's converter (or its settings) bent."""
 
     def run(net=None, settings=None, result=None, plan=None):
-        model = prepared(net or tiny())
+        model = prepared(net or NETWORKS["tiny"]())
         analysis = numerics.analyze(model)
         from hls.plan import make_plan
 

@@ -196,6 +196,21 @@ def test_safe_depths_are_safe_and_the_least(network, data):
             assert stuck.deadlock and name in stuck.full
 
 
+@pytest.mark.parametrize(("filters", "stride", "storing"), [
+    (16, 1, "clone_stem->short"),  # 4 channels in front of the 1x1 convolution, 16 behind it
+    (4, 2, "short->add"),  # a quarter of the pixels behind it
+])  # fmt: skip
+def test_what_a_bypass_stores_lies_where_it_takes_fewest_bits(filters, stride, storing):
+    flow = Flow(12)
+    fork = flow.conv("stem", 4)
+    flow.conv("c1", filters, stride=stride)
+    branch = flow.conv("c2", filters)
+    flow.join("add", branch, flow.go(fork).conv("short", filters, 1, stride=stride))
+    flow.dense("d")
+    network = flow.network()
+    assert [n for n, depth in dataflow.safe_depths(network).items() if depth > dataflow.FLOOR] == [storing]
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(flows(), st.integers(0, 99))
 def test_guarded_depths_are_safe_for_any_mixture_of_pipelines(network, seed):

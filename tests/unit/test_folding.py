@@ -206,6 +206,8 @@ def test_what_is_short_is_said_in_numbers():
     assert short.layer == max(least, key=lambda n: least[n].cost["lut"])
     assert f"LUT is short by 7 of {need - 7}" in str(caught.value)
     folding.fastest(choices, limit | {"lut": need})
+    with pytest.raises(DoesNotFit, match="LUT is short by 1 "):
+        folding.fastest(choices, limit | {"lut": need - 1})
 
 
 def test_the_nearest_change_is_computed():

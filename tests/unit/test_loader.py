@@ -235,6 +235,25 @@ def test_attributes_that_onnx_lets_a_file_leave_out(tmp_path):
     assert np.array_equal(next(iter(found.values())), net.outputs) and len(np.unique(net.outputs)) > 5
 
 
+def test_a_convolution_of_a_flat_tensor(tmp_path):
+    """Found by the fuzzer: onnx's shape inference crashes on it, so it must be refused before."""
+    net = Net((5,))
+    proto = net.finish(net.dense(net.input, 3, bias=None, gemm=False)).proto
+    next(node for node in proto.graph.node if node.op_type == "MatMul").op_type = "Conv"
+    refused(saved(tmp_path, proto), "Conv .* reads tensors of 2 and 2 axes")
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_gemm_without_bias(tmp_path, transposed):
+    """As Brevitas exports a QuantLinear with bias=False."""
+    net = Net((5,))
+    net.finish(net.dense(net.input, 3, bias=None, transposed=transposed))
+    gemm = next(node for node in net.proto.graph.node if node.op_type == "Gemm")
+    del gemm.input[2]
+    model = graph.prepare(graph.load(saved(tmp_path, net.proto)))
+    assert np.array_equal(graph.execute(model, net.inputs)["global_out"], net.outputs)
+
+
 # -- fuzz ------------------------------------------------------------------------------------------------------------
 
 
