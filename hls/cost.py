@@ -1,7 +1,8 @@
 """What a layer costs in hardware: LUT, FF, DSP48, BRAM18 and cycles, each with a 90 % interval.
 
-The structure comes from hls4ml's C++ templates and from how the tools map it: multipliers = ceil(n / reuse factor), weight
-memories 36 bits wide up to 512 deep, constant multiplications as shifted additions, adder trees, line buffers, FIFOs.
+The structure comes from hls4ml's C++ templates and from how the tools map it: multipliers = ceil(n / reuse factor),
+weight memories 36 bits wide up to 512 deep, constant multiplications as shifted additions, adder trees, line buffers,
+FIFOs.
 Terms whose size depends on a tool's heuristics carry one coefficient each, fitted on published reports
 (``hls.estimator.fit``) and kept in ``hls/data/cost_coefficients.json``. Without weights, the numbers of zeros and of
 signed digits are expectations.
@@ -30,8 +31,8 @@ DSP48_PORTS = {"zynq7": (25, 18), "7series": (25, 18), "ultrascale": (27, 18), "
 SMALL_OPERAND = 9
 """Up to this width of both operands, a multiplication is built from LUTs (INDEX of the published set, pattern 10)."""
 MULTIPLYING = ("conv", "dense")
-KINDS = (*MULTIPLYING, "pool", "globalpool", "activation", "table", "softmax", "norm", "pad", "resize", "merge", "clone",
-         "reshape", "other")
+KINDS = (*MULTIPLYING, "pool", "globalpool", "activation", "table", "softmax", "norm", "pad", "resize", "merge",
+         "clone", "reshape", "other")
 
 
 class CostError(SlimgateError):
@@ -55,7 +56,8 @@ class Target:
     multiplier: str = "auto"
     """"auto", or "dsp" / "fabric" where the project forces ``config_op mul -impl``."""
     speed_grade: int = 1
-    """Of the part: 1 (slowest) to 3. Only tells 7 series apart; the published UltraScale designs are all of one grade."""
+    """Of the part: 1 (slowest) to 3. Only tells 7 series apart; the published UltraScale designs are all of one
+    grade."""
     softmax_run_time_table: bool | None = None
     """Whether hls4ml's softmax computes its table at run time; None: derived from the normalized type's width."""
 
@@ -212,8 +214,8 @@ def load_coefficients(path: Path = COEFFICIENTS) -> dict:
 
 
 def dsp_per_product(a: int, b: int, family: str) -> int:
-    """DSP48 blocks of one full product of ``a`` x ``b`` bits: the wide port takes its width, further parts of an operand
-    are unsigned and lose one bit (UG479)."""
+    """DSP48 blocks of one full product of ``a`` x ``b`` bits: the wide port takes its width, further parts of an
+    operand are unsigned and lose one bit (UG479)."""
     wide, narrow = DSP48_PORTS[family]
 
     def tiles(width: int, port: int) -> int:
@@ -310,8 +312,8 @@ def window_fifos(layer: LayerSpec) -> tuple[int, int, int]:
 
 
 def fifo_bram18(depth: int, bits: int, target: Target) -> int:
-    """BRAM18 of one FIFO: shift registers up to 512 bits, beyond them memories of a power of two of words, at most 18 bits
-    wide (Vivado HLS) or 36 (Vitis HLS, which packs a token's channels)."""
+    """BRAM18 of one FIFO: shift registers up to 512 bits, beyond them memories of a power of two of words, at most
+    18 bits wide (Vivado HLS) or 36 (Vitis HLS, which packs a token's channels)."""
     if depth * bits <= 512 or depth <= 4:
         return 0
     if target.vitis:
@@ -358,8 +360,8 @@ DEFAULT_TERMS = {
     # tightens; cycles on a pixel without
     "cycles.conv": 4.0, "cycles.conv_tight": 6.0, "cycles.conv_idle": 4.5,
     "cycles.dense": 4.0, "cycles.dense_tight": 4.0,
-    # stages of a pipelined sum of products: delay of the product and of one level of the adder tree, in clock periods at
-    # tightness 1
+    # stages of a pipelined sum of products: delay of the product and of one level of the adder tree, in clock
+    # periods at tightness 1
     "cycles.product": 1.5, "cycles.level": 0.65,
     "cycles.share": 4.0,
 }
@@ -393,7 +395,8 @@ def layer_cycles(layer: LayerSpec, target: Target, coefficients: Mapping | None 
         idle = _term(k, "cycles.conv_idle")
         if layer.strategy == "latency":
             first = pipeline_depth(layer, target, k)
-            idle = per = _latency_interval(layer, target, k, first) if layer.factor > 1 else (3.0 if target.vitis else 1.0)
+            paced = 3.0 if target.vitis else 1.0
+            idle = per = _latency_interval(layer, target, k, first) if layer.factor > 1 else paced
             extra = first + 3
         elif layer.serial:
             per = layer.factor + 2 * layer.in_shape[-1] + layer.n_out
@@ -403,7 +406,8 @@ def layer_cycles(layer: LayerSpec, target: Target, coefficients: Mapping | None 
             extra = 0
         return _cycles(pixels * min(idle, per) + extra, pixels * per + extra, per=per, idle=min(idle, per))
     if layer.kind in MULTIPLYING:
-        tokens = tokens if target.stream and layer.in_shape[-1] < layer.n_in else (layer.n_in // layer.in_shape[-1] or 1)
+        if not (target.stream and layer.in_shape[-1] < layer.n_in):
+            tokens = layer.n_in // layer.in_shape[-1] or 1
         pixels = math.prod(layer.out_shape[:-1]) if layer.kind == "conv" else 1
         wait = (tokens if tokens > 1 else 0) if target.stream else 0
         if layer.strategy == "latency":
@@ -462,8 +466,8 @@ def _cycles(low: float, high: float, *, interval: float | None = None, per: floa
 def network_cycles(layers: Iterable[LayerSpec], target: Target, coefficients: Mapping | None = None) -> dict[str, int]:
     """Latency and interval of the whole network as csynth reports them: {"latency", "interval"}.
 
-    A dataflow region takes as long as its slowest layer, plus what each other layer does with its last token; a pipeline
-    adds its layers and the registers between them. Hardware differs where several layers are nearly as slow:
+    A dataflow region takes as long as its slowest layer, plus what each other layer does with its last token; a
+    pipeline adds its layers and the registers between them. Hardware differs where several layers are nearly as slow:
     ``hls.dataflow`` simulates what this only composes."""
     k = coefficients or load_coefficients()
     rows = [(layer, layer_cycles(layer, target, k)) for layer in layers if layer.kind != "reshape"]
@@ -623,6 +627,8 @@ def _other_terms(layer: LayerSpec, target: Target) -> dict:
         ff = {"base": 50.0, "lane": 100.0 * lanes * (0.2 + tight)}
         if target.stream and kind == "softmax":
             lut["stream"] = 100.0 * lanes
+        if kind == "softmax" and _run_time_table(layer, target):
+            lut["made"], ff["made"] = 2500.0, 900.0
         if kind == "softmax" and target.multiplier == "fabric":
             lut["fabric"] = 350.0 * lanes
     elif kind == "norm":
@@ -862,7 +868,8 @@ def width_cost(layer: LayerSpec, width: int, target: Target | None = None,
 
 def useful_widths(layer: LayerSpec, widths: Iterable[int], target: Target | None = None,
                   coefficients: Mapping | None = None) -> list[int]:
-    """The widths no wider one dominates: a width goes when a larger one costs no more of anything and no more cycles."""
+    """The widths no wider one dominates: a width goes when a larger one costs no more of anything and no more
+    cycles."""
     costs = {w: width_cost(layer, w, target, coefficients) for w in sorted(set(widths))}
     keys = (*QUANTITIES, "cycles")
     return [w for w, c in costs.items()

@@ -6,6 +6,7 @@ line buffers in static memory.
 """
 
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -70,7 +71,7 @@ def compile_design(project: Path, io: dict, *, trace: bool = False) -> Path:
         *(["-DSLIMGATE_TRACE"] if trace else []),
     ]
     network = _network_unit(project)
-    key = hashlib.sha256("\0".join([_compiler_version(gxx), *flags, network]).encode())
+    key = hashlib.sha256("\0".join([_compiler_version(gxx), *flags, network, inspect.getsource(_faster_types)]).encode())
     for folder in (project, TEMPLATES / "csim"):
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h", ".cpp")):
             key.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
@@ -220,6 +221,8 @@ def run(
         if progress:
             progress(len(codes))
         return out
+    if not len(codes):
+        raise CsimError("there are no samples to simulate")
     starts = range(0, len(codes), batch)
     workers = max(1, min(processes or os.cpu_count() or 1, len(starts)))
     results: list[np.ndarray | None] = [None] * len(starts)

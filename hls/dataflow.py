@@ -37,6 +37,7 @@ import numpy as np
 
 from boards.errors import SlimgateError
 from hls import cost, generated
+from hls.generated import INPUT, LASTS, OUTPUT
 from hls.graph import data_tensors, input_shape
 from hls.numerics import Analysis, attributes
 
@@ -44,7 +45,6 @@ from hls.numerics import Analysis, attributes
 FLOOR = 2
 #: Frames simulated to see the interval settle.
 FRAMES = 4
-INPUT, OUTPUT, LASTS = "unpack", "pack", "unpack->pack"
 
 
 class DataflowError(SlimgateError):

@@ -1,7 +1,7 @@
 """The cost model against published designs: read them, predict without looking, compare; and fit its coefficients.
 
-A design is one JSON file with layers, precisions, reuse factors and what the tools reported (the format of the published
-set). Predictions read a copy from which every reported figure has been taken out.
+A design is one JSON file with layers, precisions, reuse factors and what the tools reported (the format of the
+published set). Predictions read a copy from which every reported figure has been taken out.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def load_designs(folder: str | Path) -> list[dict]:
     folder = Path(folder)
     paths = sorted((folder / "designs" if (folder / "designs").is_dir() else folder).glob("*.json"))
     if not paths:
-        raise DesignError("no designs (*.json)", where=folder, fix="give the folder that holds one JSON file per design")
+        raise DesignError("no designs (*.json)", where=folder, fix="give a folder that holds one JSON file per design")
     found = []
     for path in paths:
         try:
@@ -80,7 +80,8 @@ def _kind(name: str) -> str:
         return "reshape"
     for pattern, kind in (
         (r"global_?pool", "globalpool"), (r"pool", "pool"), (r"conv", "conv"),
-        (r"quantizer$|^h_quantize|^h_.*quantize", "activation"), (r"dense|gemm|matmul", "dense"), (r"softmax", "softmax"),
+        (r"quantizer$|^h_quantize|^h_.*quantize", "activation"), (r"dense|gemm|matmul", "dense"),
+        (r"softmax", "softmax"),
         (r"tanh|sigmoid|softplus|softsign|selu|elu$|elu_", "table") if "relu" not in name else (r"relu", "activation"),
         (r"relu|linear|quant|clip|identity|hard_", "activation"), (r"normali|batch", "norm"), (r"pad", "pad"),
         (r"resize|upsampl|up_sampl", "resize"), (r"add|concat|merge|mult|subtract|average|maximum|minimum", "merge"),
@@ -125,8 +126,8 @@ def target_of(design: Mapping) -> Target:
 
 
 def layers_of(design: Mapping, target: Target) -> list[LayerSpec]:
-    """The layers of a design (:func:`without_reports`), as robust to missing fields as can be: nulls take the neighbor's
-    value or hls4ml's default."""
+    """The layers of a design (:func:`without_reports`), as robust to missing fields as can be: nulls take the
+    neighbor's value or hls4ml's default."""
     found: list[LayerSpec] = []
     used: set[str] = set()
     # hls4ml 0.1's variants for layers too large to unroll walk their arrays in loops, all layers of such a design alike
@@ -226,7 +227,8 @@ def _layer(raw: Mapping, name: str, before, bits_before: int, target: Target, de
         multiplier_limit=int(limit) if limit and strategy == "latency" else None,
         # headers without the field are of hls4ml 0.5, which knew no line buffer
         implementation=raw.get("implementation") or ("encoded" if mult and not target.vitis else "linebuffer"),
-        op=kind_text.lower(), serial=serial, fifo_depth=raw.get("out_fifo_depth_pragma"), table_size=int(raw.get("table_size") or 1024),
+        op=kind_text.lower(), serial=serial, fifo_depth=raw.get("out_fifo_depth_pragma"),
+        table_size=int(raw.get("table_size") or 1024),
         table_bits=_bits(raw.get("table_t") or raw.get("exp_table_t"), 18),
         normalized_bits=_bits(raw.get("inp_norm_t"), None),
     )
@@ -434,8 +436,9 @@ def _fit_cycles(designs: list[Design]) -> dict[str, float]:
                 conv.append((design.repo, 1.0, tight, high / pixels - layer.factor, 1 / math.sqrt(layer.factor)))
                 if low:
                     idle.append((design.repo, low / pixels))
-            elif layer.kind == "dense" and "large" not in str(layer.name):
-                base = cost.layer_cycles(layer, design.target, {"terms": {"cycles.dense": 0.0, "cycles.dense_tight": 0.0}})
+            elif layer.kind == "dense":
+                nothing = {"terms": {"cycles.dense": 0.0, "cycles.dense_tight": 0.0}}
+                base = cost.layer_cycles(layer, design.target, nothing)
                 gap = high - base["latency_max"]
                 if abs(gap) < 50:
                     dense.append((design.repo, 1.0, tight, gap, 1 / math.sqrt(layer.factor)))
@@ -481,7 +484,8 @@ def displaced(design: Design, dsp: float | None = None) -> float:
 
 
 def _fit_remaining(designs: list[Design], coefficients: Mapping) -> dict[str, float]:
-    found = {"remains:lut.latency": 0.5, "remains:lut.resource": 0.45, "remains:lut.other": 0.45, "remains:lut.fifo": 0.5,
+    found = {"remains:lut.latency": 0.5, "remains:lut.resource": 0.45, "remains:lut.other": 0.45,
+             "remains:lut.fifo": 0.5,
              "remains:ff.latency": 0.75, "remains:ff.resource": 0.7, "remains:ff.other": 0.75, "remains:ff.fifo": 0.8}
     for quantity in ("lut", "ff"):
         names = [f"remains:{quantity}.{k}" for k in ("latency", "resource", "other", "fifo")]
@@ -568,7 +572,8 @@ def rows_of(design: Design, coefficients: Mapping) -> list[Row]:
         for quantity, value in design.reported[figure].items():
             add(figure, quantity, estimate.totals[quantity][figure]["value"], value)
     for quantity, value in (design.reported["system"] or {}).items():
-        add("implemented", quantity, estimate.totals[quantity]["implemented"]["value"] + cost.PLATFORM[quantity][0], value)
+        alone = estimate.totals[quantity]["implemented"]["value"]
+        add("implemented", quantity, alone + cost.PLATFORM[quantity][0], value)
     for quantity in ("latency", "interval"):
         if quantity in design.reported:
             add("hls", quantity, getattr(estimate, quantity)["value"], design.reported[quantity])
@@ -597,7 +602,8 @@ def weight_bram18(layer: LayerSpec, row: Mapping) -> int | None:
 
 
 def given_hls(design: Design, coefficients: Mapping, quantity: str) -> float | None:
-    """The implemented figure of a design when HLS's own is known: its split over parts is predicted, its size is not."""
+    """The implemented figure of a design when HLS's own is known: its split over parts is predicted, its size is
+    not."""
     hls = design.reported["hls"].get(quantity)
     if hls is None or quantity not in ("lut", "ff"):
         return None
@@ -709,7 +715,7 @@ def compare(designs: list[Design], coefficients: Mapping | Callable[[Design], Ma
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``slimgate estimator``."""
-    parser.add_argument("--designs", required=True, metavar="DIR", help="folder of designs (*.json) to predict and compare")
+    parser.add_argument("--designs", required=True, metavar="DIR", help="folder of designs (*.json) to predict")
     parser.add_argument("--json", action="store_true", help="everything as JSON on standard output")
     parser.add_argument("--fit", metavar="DIR2", help="fit on these designs instead of taking the shipped coefficients")
     parser.add_argument("--leave-one-out", action="store_true",
@@ -771,7 +777,7 @@ def table(result: Mapping) -> str:
             cells.append(f"{cell['predicted']:.0f} ({cell['reported']:.0f})" if cell else
                          f"{here['hls']['value'] if quantity in cost.QUANTITIES else here['value']:.0f} (-)")
         lines.append(f"{design['name'][:35]:<36}{mark:>4}" + "".join(f"{c:>22}" for c in cells))
-    lines += ["", "predicted (reported); HLS figures, all predictions estimated. seen: the repository was in the fit.", "",
+    lines += ["", "predicted (reported); HLS figures, predictions estimated. seen: the repository was in the fit.", "",
               f"{'errors':<32}{'n':>5}{'repos':>7}{'median':>9}{'p90':>9}{'exact':>8}"]
     for key, row in result["summary"].items():
         lines.append(f"{key:<32}{row['n']:>5}{row['repositories']:>7}{row['median']:>9.1%}{row['p90']:>9.1%}{row['exact']:>8.0%}")

@@ -34,6 +34,10 @@ def _table(head: list[str], rows: Iterable[Iterable]) -> list[str]:
             *("| " + " | ".join(str(c) for c in row) + " |" for row in rows), ""]
 
 
+def _asked(limit: float | None) -> str:
+    return f"median <= {100 * limit:.0f} %" if limit else "reported"
+
+
 def _median(pairs: list[tuple[str, float]], share: float = 0.5) -> float | None:
     """Quantile of (repository, value) pairs, repositories counting alike."""
     return weighted_quantile((v for _, v in pairs), _weights((r for r, _ in pairs), [1.0] * len(pairs)), share) \
@@ -93,8 +97,8 @@ def _convolutions(design: Design) -> list[tuple]:
 
 
 def held_out(designs: list[Design]) -> tuple[dict[str, list[Row]], dict[str, dict]]:
-    """({design: its rows predicted without its repository}, {design: the factors around them}); the factors come from the
-    other repositories' held-out errors."""
+    """({design: its rows predicted without its repository}, {design: the factors around them}); the factors come
+    from the other repositories' held-out errors."""
     without = leave_out(designs)
     rows = {d.name: rows_of(d, without[d.name]) for d in designs}
     factors = {}
@@ -163,7 +167,7 @@ def study(designs: list[Design], others: Mapping[str, Mapping] | None = None) ->
     for quantity, limit in (("lut", 0.3), ("ff", 0.4), ("dsp", None), ("bram18", None)):
         pairs = [(r.repo, r.error) for r in totals if r.quantity == quantity]
         value = _median(pairs)
-        bar(f"{quantity.upper()} of HLS totals", f"median <= {100 * limit:.0f} %" if limit else "reported", _percent(value),
+        bar(f"{quantity.upper()} of HLS totals", _asked(limit), _percent(value),
             None if limit is None else value is not None and value <= limit, len(pairs),
             f"p90 {_percent(_median(pairs, 0.9))}")
     left = leave_out(designs, by=network_of)
@@ -174,9 +178,10 @@ def study(designs: list[Design], others: Mapping[str, Mapping] | None = None) ->
             if done and guess:
                 pairs.append((d.repo, abs(guess - done) / done))
         value = _median(pairs)
-        bar(f"implemented {quantity.upper()} given HLS's, one network left out", f"median <= {100 * limit:.0f} %" if limit
-            else "reported", _percent(value), None if limit is None else value is not None and value <= limit, len(pairs),
-            f"p90 {_percent(_median(pairs, 0.9))}; {len({network_of(by_name[d.name]) for d in designs if d.reported['implemented'].get(quantity)})} networks")
+        networks = len({network_of(d) for d in designs if d.reported["implemented"].get(quantity)})
+        bar(f"implemented {quantity.upper()} given HLS's, one network left out", _asked(limit), _percent(value),
+            None if limit is None else value is not None and value <= limit, len(pairs),
+            f"p90 {_percent(_median(pairs, 0.9))}; {networks} networks")
     coverage = []
     for figure in ("hls", "implemented"):
         for quantity in TOTALS if figure == "hls" else cost.QUANTITIES:
@@ -205,8 +210,8 @@ def study(designs: list[Design], others: Mapping[str, Mapping] | None = None) ->
         entry = [quantity, len(common), _median([(ours[n].repo, ours[n].error) for n in common]),
                  _median([(ours[n].repo, abs(line[n] - reported[n]) / max(reported[n], 1)) for n in common])]
         taken = [n for n in (others or {}) if n in ours and (others or {})[n].get(quantity) is not None]
-        entry += [len(taken), _median([(ours[n].repo, ours[n].error) for n in taken]),
-                  _median([(ours[n].repo, abs(others[n][quantity] - reported[n]) / max(reported[n], 1)) for n in taken])]
+        theirs = [(ours[n].repo, abs(others[n][quantity] - reported[n]) / max(reported[n], 1)) for n in taken]
+        entry += [len(taken), _median([(ours[n].repo, ours[n].error) for n in taken]), _median(theirs)]
         baselines.append(entry)
     classes: dict[tuple, list[Row]] = {}
     for r in totals:
@@ -261,34 +266,48 @@ def page(designs: list[Design], refused: Mapping[str, str], others: Mapping | No
     named = (others or {}).get("estimator", "")
     lines = [
         "# The cost model against published designs", "",
-        f"`{command}`. {len(designs)} designs of {len({d.repo for d in designs})} public repositories with reports of real "
-        "tools and boards. Evidence of every prediction: estimated. Coefficients are fitted leaving one repository out at a "
+        f"`{command}`. {len(designs)} designs of {len({d.repo for d in designs})} public repositories with "
+        f"reports of real "
+        "tools and boards. Evidence of every prediction: estimated. Coefficients are fitted leaving one "
+        "repository out at a "
         "time and every repository counts alike; errors are |predicted - reported| / reported.", "",
-        "What is not held out: the *structure* (which pragma becomes what, at which width a DSP is taken, how deep a FIFO "
-        "may be before it needs a memory, what forks do) was written by people who had read all of these reports. Only the "
+        "What is not held out: the *structure* (which pragma becomes what, at which width a DSP is taken, how "
+        "deep a FIFO "
+        "may be before it needs a memory, what forks do) was written by people who had read all of these "
+        "reports. Only the "
         "coefficients and the intervals are out-of-sample. A judgment on other designs is the better test.", "",
-        "**The first measurement to ask users for.** No published design covers Vitis HLS 2022.2 or later with Resource "
-        "strategy and a reuse factor above 1, which is what this project builds. There the structure is derived from the "
-        "templates of hls4ml 1.3.0 (multipliers = n / reuse factor, one weight word per step, one packed FIFO per stream), "
-        "coefficients are Vivado HLS's, figures are tagged `estimated (extrapolated)`, intervals are widened by 1.3 on each "
-        "side, and no accuracy is claimed. For products of at most 4 bits there is one published row (Vivado HLS 2020.1, "
-        "which spends a DSP per pair of products); under Vitis HLS they are assumed to be LUT multipliers of 0.8 x weight bits "
+        "**The first measurement to ask users for.** No published design covers Vitis HLS 2022.2 or later with "
+        "Resource "
+        "strategy and a reuse factor above 1, which is what this project builds. There the structure is derived "
+        "from the "
+        "templates of hls4ml 1.3.0 (multipliers = n / reuse factor, one weight word per step, one packed FIFO "
+        "per stream), "
+        "coefficients are Vivado HLS's, figures are tagged `estimated (extrapolated)`, intervals are widened by "
+        "1.3 on each "
+        "side, and no accuracy is claimed. For products of at most 4 bits there is one published row (Vivado "
+        "HLS 2020.1, "
+        "which spends a DSP per pair of products); under Vitis HLS they are assumed to be LUT multipliers of "
+        "0.8 x weight bits "
         "x activation bits times the fitted factor, and no DSP.", "",
         "## The bars", "",
         *_table(["what", "asked", "achieved", "met", "on how many", "remark"], s["bars"]),
         "## Coverage and width of the 90 % intervals", "",
-        "Factors around a held-out prediction come from the other repositories' held-out errors: symmetric in the logarithm; "
-        "stock designs, serial forks and Latency designs whose zeros nobody published have factors of their own where there "
+        "Factors around a held-out prediction come from the other repositories' held-out errors: symmetric in "
+        "the logarithm; "
+        "stock designs, serial forks and Latency designs whose zeros nobody published have factors of their own "
+        "where there "
         "are at least three repositories, else the pooled ones. Widths are of stock designs.", "",
         *_table(["figure", "quantity", "held-out totals", "inside", "upper / lower, median"],
                 [(f, q, n, _percent(c), "-" if w is None else f"{w:.2f}") for f, q, n, c, w in s["coverage"]]),
         "## Against simpler and other estimators", "",
         "Median errors of HLS totals. Log-linear: log(figure) on log(MACs) and log(mean weight bits), the same folds. "
-        + (f"Other: {named}, which was trained on other data and not refitted; it takes one precision and one reuse factor "
-           "per network and knows four boards, so it is given the nearest (docs/results/rule4ml_predict.py)." if others else
+        + (f"Other: {named}, which was trained on other data and not refitted; it takes one precision and one reuse "
+           "factor per network and knows four boards, so it is given the nearest "
+           "(docs/results/rule4ml_predict.py)." if others else
            "No other estimator's predictions were given."), "",
         *_table(["quantity", "designs", "ours", "log-linear", "designs both take", "ours there", "other"],
-                [(q, n, _percent(a), _percent(b), m, _percent(c), _percent(d)) for q, n, a, b, m, c, d in s["baselines"]]),
+                [(q, n, _percent(a), _percent(b), m, _percent(c), _percent(d))
+                 for q, n, a, b, m, c, d in s["baselines"]]),
         "## Totals by toolchain, strategy and bits", "",
         "Median (90th percentile) of errors of HLS totals.", "",
     ]
@@ -300,10 +319,10 @@ def page(designs: list[Design], refused: Mapping[str, str], others: Mapping | No
             cells.append(f"{_percent(describe(own)['median'])} ({_percent(describe(own)['p90'])})" if own else "-")
         rows.append((*key, len({r.design for r in group}), *cells))
     lines += _table(["tool", "strategy", "bits", "designs", *TOTALS], rows)
-    lines += ["## Layers", "", "Errors of single rows; HLS's own estimate of one layer depends on its mapping of selections "
+    lines += ["## Layers", "", "Errors of single rows; HLS's own estimate of a layer depends on its mapping of selections "
               "(mux or barrel shifter) that no input tells.", "",
               *_table(["quantity", "rows", "median", "p90", "exact"], [
-                  (k, v["n"], _percent(v["median"]), _percent(v["p90"]), _percent(v["exact"])) for k, v in s["layers"].items()])]
+                  (k, v["n"], *(_percent(v[c]) for c in ("median", "p90", "exact"))) for k, v in s["layers"].items()])]
     lines += ["## Every residual", "", "reported / predicted of HLS totals, leaving the repository out.", ""]
     table: dict[str, dict[str, Row]] = {}
     for r in s["totals"]:
@@ -315,18 +334,25 @@ def page(designs: list[Design], refused: Mapping[str, str], others: Mapping | No
             f"{own[q].reported:.0f} / {own[q].predicted:.0f}" if q in own else "-" for q in TOTALS)))
     lines += _table(["design", "tool", "strategy", *TOTALS], cells)
     lines += ["Large ones and why:", "",
-              "- Edited forks and layers of hls4ml 0.1 that pass values one at a time (`_me`, `large`: deepcalo, yolo, face "
+              "- Edited forks and layers of hls4ml 0.1 that pass values one at a time (`_me`, `large`: "
+              "deepcalo, yolo, face "
               "detection, LeNet): their templates are not ours; they only widen the intervals of their own class.",
-              "- HGQ-trained networks at high compression (openml 3_1_3 to 3_1_5): most outputs are constant after training, "
+              "- HGQ-trained networks at high compression (openml 3_1_3 to 3_1_5): most outputs are constant "
+              "after training, "
               "which counts of nonzero weights do not tell.",
-              "- Latency designs without published weights (liu): three quarters of them are zero, the model assumes none.",
-              "- 3x3x8 convolution under Vivado HLS 2019.2 (yanlun): HLS selects the input with a barrel shifter of the whole "
+              "- Latency designs without published weights (liu): three quarters of them are zero, the model "
+              "assumes none.",
+              "- 3x3x8 convolution under Vivado HLS 2019.2 (yanlun): HLS selects the input with a barrel "
+              "shifter of the whole "
               "window (1152 bits x 6 stages, its `Expression` row) where other versions count a mux of 145 LUT.",
-              "- 2019.2 to 2020.1 convolutions of 4 channels in hls4ml 0.7 (pominiq, Resource): channels are walked in loops "
+              "- 2019.2 to 2020.1 convolutions of 4 channels in hls4ml 0.7 (pominiq, Resource): channels are "
+              "walked in loops "
               "there, 28 cycles more per pixel.", "",
               "## Boards", "",
-              "Measured microseconds per frame against the slowest layer's cycles in hardware (outputs x (reuse factor + c) + "
-              "other pixels x c_min) at the board's clock. The ratio is one constant per host and network class; two designs "
+              "Measured microseconds per frame against the slowest layer's cycles in hardware (outputs x (reuse "
+              "factor + c) + "
+              "other pixels x c_min) at the board's clock. The ratio is one constant per host and network "
+              "class; two designs "
               "of one host and class are needed to test it.", "",
               *_table(["design", "cycles, slowest layer", "predicted us", "measured us", "ratio"],
                       [(n, c, f"{p:.1f}", f"{m:.1f}", f"{k:.2f}") for n, _, c, p, m, k in s["boards"]]),
@@ -343,7 +369,7 @@ def _board_tests(found: list[tuple]) -> list[str]:
     lines = []
     for repo, group in sorted(groups.items()):
         if len(group) < 2:
-            lines.append(f"- {repo}: no second design of this host and class, so its constant {group[0][5]:.2f} is untested.")
+            lines.append(f"- {repo}: no second design of this host and class; its constant {group[0][5]:.2f} is untested.")
             continue
         errors = [abs(b[5] - a[5]) / b[5] for a in group for b in group if a is not b]
         lines.append(f"- {repo}: {len(group)} designs; the constant of one applied to another is off by "

@@ -20,7 +20,8 @@ import numpy as np
 
 from hls import csim, generated, wire
 from hls.convert import PROJECT, TEMPLATES
-from hls.dataflow import INPUT, LASTS, OUTPUT, circle
+from hls.dataflow import circle
+from hls.generated import INPUT
 
 THREADS = TEMPLATES / "threads"
 FLAGS = ("-O1", "-std=c++17", "-w", "-pthread")
@@ -94,18 +95,7 @@ def build(project: Path) -> Threaded:
     if not program.is_file():
         units = {f"{PROJECT}.cpp": network, "network_unit.cpp": unit, "slimgate_axis.cpp": wrapper}
         _compile(gxx, project, units, program)
-    return Threaded(program, _fifos(design))
-
-
-def _fifos(design: generated.Generated) -> dict[str, tuple[str, str, str]]:
-    """The network's two ports are called tokens_in and tokens_out in the wrapper."""
-    inside = {design.ports[0]: "tokens_in", design.ports[1]: "tokens_out"}
-    found = {LASTS: ("lasts", INPUT, OUTPUT)}
-    for stream, name in design.fifo_names().items():
-        writer, reader = design.writer(stream), design.reader(stream)
-        ends = writer.name if writer else INPUT, reader.name if reader else OUTPUT
-        found[name] = (inside.get(stream, stream), *ends)
-    return found
+    return Threaded(program, design.fifos())
 
 
 def _own_state(design: generated.Generated, project: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from boards.errors import SlimgateError
 
 PROJECT = "network"
+#: The wrapper's two processes, and its FIFO beside the network: the TLAST flag of each frame.
+INPUT, OUTPUT, LASTS = "unpack", "pack", "unpack->pack"
 
 #: Template function -> number of input streams. Outputs follow the inputs; what is no stream (weights) comes last.
 INPUTS = {
@@ -62,9 +64,20 @@ class Generated:
         found, seen = {}, set()
         for stream in self.streams:
             writer, reader = self.writer(stream), self.reader(stream)
-            name = f"{writer.name if writer else 'unpack'}->{reader.name if reader else 'pack'}"
+            name = f"{writer.name if writer else INPUT}->{reader.name if reader else OUTPUT}"
             found[stream] = name if name not in seen else f"{name}#2"
             seen.add(name)
+        return found
+
+    def fifos(self) -> dict[str, tuple[str, str, str]]:
+        """FIFO name -> (C++ stream, writer, reader), the wrapper's included, where the network's two ports are called
+        tokens_in and tokens_out."""
+        inside = {self.ports[0]: "tokens_in", self.ports[1]: "tokens_out"}
+        found = {LASTS: ("lasts", INPUT, OUTPUT)}
+        for stream, name in self.fifo_names().items():
+            writer, reader = self.writer(stream), self.reader(stream)
+            ends = writer.name if writer else INPUT, reader.name if reader else OUTPUT
+            found[name] = (inside.get(stream, stream), *ends)
         return found
 
 
@@ -103,6 +116,38 @@ def read(project: Path) -> Generated:
         if ends != [stream != made.ports[0], stream != made.ports[1]]:
             raise GeneratedError(f"stream {stream} has {ends[0]} writers and {ends[1]} readers", where=project)
     return made
+
+
+#: The files of a project that declare streams.
+DECLARING = (f"firmware/{PROJECT}.cpp", "slimgate_axis.cpp")
+
+
+def depths(project: Path) -> dict[str, int]:
+    """FIFO name -> tokens, from the pragmas that synthesis reads."""
+    text = "".join((project / name).read_text() for name in DECLARING)
+    found = {stream: int(depth) for stream, depth in re.findall(r"#pragma HLS STREAM variable=(\w+) depth=(\d+)", text)}
+    fifos = read(project).fifos()
+    if missing := [name for name, (stream, _, _) in fifos.items() if stream not in found]:
+        raise GeneratedError(f"FIFO {missing[0]} has no depth", where=project, fix="run the convert stage again")
+    return {name: found[stream] for name, (stream, _, _) in fifos.items()}
+
+
+def set_depths(project: Path, wanted: dict[str, int]) -> None:
+    """Write FIFO depths (name -> tokens) into the pragmas of the network and its wrapper, and read them back.
+
+    Raises :class:`GeneratedError` when the names are not exactly those of this network.
+    """
+    fifos = read(project).fifos()
+    if odd := sorted(set(fifos) ^ set(wanted)):
+        raise GeneratedError(f"FIFO {odd[0]} is only in the {'network' if odd[0] in fifos else 'plan'}", where=project,
+                             fix="plan this very network; if it is, report it")
+    by_stream = {stream: wanted[name] for name, (stream, _, _) in fifos.items()}
+    for name in DECLARING:
+        path = project / name
+        path.write_text(re.sub(r"(#pragma HLS STREAM variable=(\w+) depth=)\d+",
+                               lambda m: f"{m[1]}{by_stream[m[2]]}", path.read_text()))
+    if depths(project) != wanted:
+        raise GeneratedError("the FIFO depths do not read back as they were planned", where=project)
 
 
 #: A process: hls4ml writes each call on one line, with the layer's name behind it.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnx import TensorProto, helper
 
 from boards.errors import SlimgateError
 from hls import csim, graph, numerics, onnxfile
@@ -26,6 +27,10 @@ LARGEST_INPUTS = 2 * 2**30
 #: Transfers of other sizes leave partial pipelines and buffers behind if anything depends on the transfer.
 TRANSFERS = {"one transfer": None, "sample by sample": 1, "transfers of 3": 3}
 BATCH, FEW = 64, 16
+#: Operations at the end of a network that are left to the host: they follow from the codes before them.
+HOST = ("Softmax", "LogSoftmax", "ArgMax")
+#: Where a graph tells which of them were taken off.
+HOST_KEY = "slimgate_host"
 
 
 class VerifyError(SlimgateError):
@@ -51,18 +56,21 @@ class Refused(SlimgateError):
 
 @dataclass(frozen=True)
 class Network:
-    """A file that passed every check: ``file`` as it is, ``model`` channels-last, the grid of its input codes."""
+    """A file that passed every check: ``file`` as it is but for ``host``, the operations at its end that the host runs;
+    ``model`` channels-last; the grid of its input codes."""
 
     file: object
     model: object
     analysis: Analysis
     grid: Fixed
+    host: tuple[str, ...]
 
 
 def examine(path: Path) -> Network:
     """Read a file and check the conditions of exactness. Raises GraphError or :class:`Refused`, whatever it holds."""
     onnxruntime.set_default_logger_severity(3)  # it warns of the opset that qonnx gives single nodes
     file, model = graph.load(path), None
+    host = _leave_to_host(file)
     try:
         model = graph.prepare(file)
         analysis = numerics.analyze(model)
@@ -78,9 +86,27 @@ def examine(path: Path) -> Network:
     readers = model.find_consumers(model.graph.input[0].name)
     if not readers or not file.find_consumers(file.graph.input[0].name):
         raise graph.GraphError("its output does not depend on its input", where=path, fix=onnxfile.AGAIN)
-    network = Network(file, model, analysis, analysis.tensors[readers[0].output[0]])
+    network = Network(file, model, analysis, analysis.tensors[readers[0].output[0]], host)
     _try(network, path)
     return network
+
+
+def _leave_to_host(file) -> tuple[str, ...]:
+    """Take a Softmax or ArgMax off the end of a cleaned graph, in place: it follows from the codes before it. Returns
+    all that was ever taken off this graph."""
+    taken: list[str] = json.loads(file.get_metadata_prop(HOST_KEY) or "[]")
+    while (last := file.find_producer(file.graph.output[0].name)) is not None and last.op_type in HOST:
+        name = last.input[0]
+        if file.find_producer(name) is None or len(file.find_consumers(name)) != 1 or len(last.output) != 1:
+            break
+        info = helper.make_tensor_value_info(name, TensorProto.FLOAT, file.get_tensor_shape(name))
+        file.graph.output[0].CopyFrom(info)
+        for known in [known for known in file.graph.value_info if known.name == name]:
+            file.graph.value_info.remove(known)
+        file.graph.node.remove(last)
+        taken.insert(0, last.op_type)
+    file.set_metadata_prop(HOST_KEY, json.dumps(taken))
+    return tuple(taken)
 
 
 def _try(network: Network, path: Path) -> None:
@@ -90,7 +116,7 @@ def _try(network: Network, path: Path) -> None:
     codes = np.random.default_rng(0).integers(network.grid.min, network.grid.max, (2, *shape), endpoint=True)
     values = np.ldexp(codes.astype(np.float64), network.grid.lsb)
     try:
-        wanted = _flat(next(iter(graph.execute(network.file, values).values())))
+        wanted = _flat(network, next(iter(graph.execute(network.file, values).values())))
         moved = np.ldexp(wire_codes(network, values).astype(np.float64), network.grid.lsb)
         found = next(iter(graph.execute(network.model, moved).values())).reshape(len(moved), -1)
     except SlimgateError:
@@ -211,8 +237,9 @@ def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=N
     """Compare every output code of the C simulation with the network's own; return the figures as plain data.
 
     ``say(text)`` hears what is being done. In the result: "compared" and "mismatches" codes, "modes" the same for each
-    way of transferring, "first_divergence" (None where all agree), "oracle", "samples", "plan", "io", "refused" [] and,
-    for judging diversity, "outputs" (N, K) int64 and "census" (:class:`hls.reference.Census`), which are no JSON.
+    way of transferring, "first_divergence" (None where all agree), "oracle", "samples", "plan", "io", "host"
+    (operations left to it), "refused" [] and, for judging diversity, "outputs" (N, K) int64 and "census"
+    (:class:`hls.reference.Census`), which are no JSON.
     Raises SlimgateError for what cannot be compared.
     """
     network = examine(path)
@@ -228,7 +255,7 @@ def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=N
     expected, lsb = Reference(model, analysis).run(codes, visit=census.visit)
     expected = np.ldexp(expected.astype(np.float64), lsb).reshape(len(codes), -1)
     if analysis.float32_exact:
-        executed = _flat(next(iter(graph.execute(network.file, values).values())))
+        executed = _flat(network, next(iter(graph.execute(network.file, values).values())))
         if not np.array_equal(executed, expected):
             raise Disagreement("qonnx execution and the integer reference disagree on this network", where=path,
                                fix="report the network: one of the two is wrong")  # fmt: skip
@@ -255,7 +282,7 @@ def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=N
                 break
     return {
         "samples": len(codes), "oracle": oracle, "modes": modes, "first_divergence": diverging, "refused": [],
-        **{key: sum(mode[key] for mode in modes) for key in ("compared", "mismatches")},
+        "host": list(network.host), **{key: sum(mode[key] for mode in modes) for key in ("compared", "mismatches")},
         "evidence": "simulated", "widest_accumulator": analysis.widest_accumulator,
         "plan": plan["totals"] | {"evidence": plan["evidence"]}, "io": io, "board": board.name,
         "outputs": outputs, "census": census,
@@ -288,9 +315,10 @@ def _channels_first(network: Network) -> bool:
     return not any(node.op_type == "Transpose" for node in readers)
 
 
-def _flat(values: np.ndarray) -> np.ndarray:
-    """Outputs of a file, channels first, as rows in the order of the wire."""
-    if values.ndim > 2:
+def _flat(network: Network, values: np.ndarray) -> np.ndarray:
+    """Outputs of a file as rows in the order of the wire, channels last."""
+    last = network.file.find_producer(network.file.graph.output[0].name)
+    if values.ndim > 2 and last.op_type != "Transpose":  # else the file has turned them itself
         values = np.moveaxis(values, 1, -1)
     return values.reshape(len(values), -1).astype(np.float64)
 

@@ -84,7 +84,10 @@ STAGES = [
         needs=("export", "convert"),
         makes=("design.so", "csim.json"),
         metrics=("csim_mismatches", "accuracy_test"),
-        gates=("scales agree", "C simulation equals the trained network", "codes are diverse"),
+        gates=(
+            "scales agree", "C simulation equals the trained network", "the simulated project is the converted one",
+            "the integer reference equals the trained network", "codes are diverse",
+        ),  # fmt: skip
         config=("seed", "csim"),
         tools=("g++", "hls4ml", "qonnx", "onnx", "torch", "jinja2", "numpy"),
         sources=("hls/templates/**",),

@@ -21,7 +21,8 @@ import torch  # noqa: F401, I001
 import keras
 from rule4ml.models.wrappers import MultiModelWrapper
 
-BOARDS = {"xc7z": "pynq-z2", "xc7a": "pynq-z2", "xczu": "zcu102", "xck2": "zcu102", "xcu2": "alveo-u250", "xcu5": "alveo-u250"}
+BOARDS = {"xc7z": "pynq-z2", "xc7a": "pynq-z2", "xczu": "zcu102", "xck2": "zcu102",
+          "xcu2": "alveo-u250", "xcu5": "alveo-u250"}
 
 
 def bits(text):
@@ -30,7 +31,8 @@ def bits(text):
 
 def network(design):
     """(Keras model, hls configuration), or None where rule4ml has no class for a layer."""
-    work = [x for x in design["layers"] if isinstance(x.get("n_params"), dict) and ("conv" in x["type"] or "dense" in x["type"])]
+    work = [x for x in design["layers"]
+            if isinstance(x.get("n_params"), dict) and ("conv" in x["type"] or "dense" in x["type"])]
     board = next((b for k, b in BOARDS.items() if design["part"].startswith(k)), None)
     if not work or board is None or design.get("stock_hls4ml") is False:
         return None
@@ -67,10 +69,16 @@ def network(design):
     width = round(statistics.median([bits(x.get("weight_precision")) or 16 for x in work]))
     factor = statistics.median([(x.get("mult") or {}).get("reuse_factor") or x.get("reuse_factor") or 1 for x in work])
     strategy = next((x["strategy"] for x in work if x.get("strategy")), "latency")
-    config = {"board": board, "model": {"strategy": strategy.capitalize(), "precision": f"ap_fixed<{width}, {min(6, width)}>",
-                                        "reuse_factor": int(factor)}}
+    config = {"board": board, "model": {"strategy": strategy.capitalize(), "reuse_factor": int(factor),
+                                        "precision": f"ap_fixed<{width}, {min(6, width)}>"}}
     model = keras.Sequential(net)
     model.build((None, *first["in_shape"]))
+    arriving = (None, *first["in_shape"])
+    for layer in model.layers:
+        # rule4ml reads input shapes from a field that Keras 3 fills for layers with weights only
+        if not getattr(layer, "_build_shapes_dict", None):
+            layer._build_shapes_dict = {"input_shape": arriving}
+        arriving = layer.compute_output_shape(arriving)
     return model, config
 
 
@@ -85,7 +93,7 @@ def main():
                 refused[design["name"]] = "no class for a layer, the part or the fork"
                 continue
             table = estimator.predict(made[0], hls_configs=[made[1]])
-        except Exception as error:  # anything Keras or rule4ml may raise about an unusual network
+        except Exception as error:  # noqa: BLE001 - anything Keras or rule4ml may raise about an unusual network
             refused[design["name"]] = f"{type(error).__name__}: {str(error)[:120]}"
             continue
         figures = {name: float(table[name.upper()].dropna().median()) for name in
@@ -93,7 +101,8 @@ def main():
         print(design["name"], figures, file=sys.stderr)
         found[design["name"]] = {("bram18" if k == "bram" else "latency" if k == "cycles" else k): round(max(v, 0.0), 1)
                                  for k, v in figures.items() if not math.isnan(v)}
-    json.dump({"estimator": "rule4ml 0.2.0, default weights", "predictions": found, "refused": refused}, sys.stdout, indent=1)
+    result = {"estimator": "rule4ml 0.2.0, default weights", "predictions": found, "refused": refused}
+    json.dump(result, sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 
 from hls import csim, graph, numerics
+from hls.convert import digest
 from hls.reference import Census, Reference
 from pipeline.diversity import diversity
 from pipeline.statistics import wilson
@@ -53,6 +54,8 @@ def run(ctx) -> None:
              f"{mismatches} of {compared} codes differ" + (f"; {diverging}" if diverging else ""),
              mismatches=mismatches, compared=compared)  # fmt: skip
 
+    ctx.gate("the simulated project is the converted one", digest(project) == io["design_digest"],
+             f"design {io['design_digest'][:16]}", fix="run the convert stage again: a file of its project was changed")
     census = Census(analysis)
     with ctx.progress(len(codes), "integer reference, whole test set") as work:
         found, lsb = Reference(model, analysis).run(codes, visit=census.visit)

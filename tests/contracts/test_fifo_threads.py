@@ -145,6 +145,28 @@ def test_a_frame_that_ends_too_soon_is_told_from_shallow_fifos():
     assert found.waits["pack"] == ("read", dataflow.LASTS)
 
 
+def test_depths_go_into_the_project_and_come_back(tmp_path):
+    project, model, threads = made("residual")
+    copy = project.copy(tmp_path)
+    planned = dataflow.plan_depths(model).planned
+    assert generated.depths(copy.project) != planned
+    generated.set_depths(copy.project, planned)
+    assert generated.depths(copy.project) == planned
+    name = "clone_Relu_0->Add_0"
+    stream = generated.read(copy.project).fifos()[name][0]
+    pragma = f"#pragma HLS STREAM variable={stream} depth={planned[name]}\n"
+    assert pragma in (copy.project / "firmware" / "network.cpp").read_text()
+    found = threads.run(codes(project)[0], project.io, generated.depths(copy.project))
+    assert np.array_equal(found.codes, codes(project)[1])
+    for odd in ({**planned, "a->b": 2}, {n: d for n, d in planned.items() if n != name}):
+        with pytest.raises(generated.GeneratedError, match="is only in the (plan|network)"):
+            generated.set_depths(copy.project, odd)
+    wrapper = copy.project / "slimgate_axis.cpp"
+    wrapper.write_text(re.sub(r".*STREAM variable=lasts.*\n", "", wrapper.read_text()))
+    with pytest.raises(generated.GeneratedError, match="FIFO unpack->pack has no depth"):
+        generated.set_depths(copy.project, planned)
+
+
 def test_a_fifo_without_a_depth_is_refused():
     project, model, threads = made("residual")
     depths = dataflow.safe_depths(model)

@@ -313,8 +313,8 @@ def test_stage(builds, inputs, tmp_path):
     ctx = FakeContext(tmp_path / "csim", inputs)
     stage.run(ctx)
     assert ctx.gates == dict.fromkeys(
-        ("scales agree", "C simulation equals the trained network", "the integer reference equals the trained network",
-         "codes are diverse"), True)  # fmt: skip
+        ("scales agree", "C simulation equals the trained network", "the simulated project is the converted one",
+         "the integer reference equals the trained network", "codes are diverse"), True)  # fmt: skip
     modes = ctx.metrics["csim_mismatches"]["modes"]
     assert [m["mode"] for m in modes] == ["one transfer", "sample by sample", "transfers of 3", "transfers of 7"]
     assert all(m["samples"] == 64 and m["compared"] == 64 * 3 and m["mismatches"] == 0 for m in modes)
@@ -339,6 +339,12 @@ def test_stage_names_the_layer_of_a_flipped_weight_bit(builds, tmp_path):
     ctx = shut(inputs_of(damaged, tmp_path), tmp_path, "C simulation equals the trained network",
                r"\d+ of 768 codes differ; first diverging layer: stem_conv \(Conv2D\), .* test sample \d+")  # fmt: skip
     assert ctx.metrics["csim_mismatches"]["value"] > 0  # the figure is kept with the failure
+
+
+def test_stage_with_a_project_that_was_changed_without_changing_a_code(inputs, tmp_path):
+    with (inputs["convert"] / "project" / "hls.tcl").open("a") as file:
+        file.write("# changed\n")
+    shut(inputs, tmp_path, "the simulated project is the converted one", "design [0-9a-f]{16}")
 
 
 def test_stage_with_one_altered_golden_code(builds, inputs, tmp_path):

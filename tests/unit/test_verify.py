@@ -65,6 +65,30 @@ def test_nothing_to_compute(tmp_path):
         network(tmp_path, net)
 
 
+@pytest.mark.parametrize("operations", [("Softmax",), ("LogSoftmax",), ("ArgMax",), ("Softmax", "ArgMax")])
+def test_what_follows_from_the_codes_is_left_to_the_host(tmp_path, operations):
+    net = tiny(5)
+    scores = net.output
+    for operation in operations:
+        last = net.node(operation, [net.output], net.values[net.output].softmax(1), axis=1)
+        net.finish(last)
+    if operations[-1] == "ArgMax":
+        net.proto.graph.output[0].type.tensor_type.elem_type = 7
+        net.proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    found = network(tmp_path, net)
+    assert found.host == operations
+    executed = next(iter(verify.graph.execute(found.file, net.inputs).values()))
+    assert np.array_equal(executed, net.values[scores].numpy())
+
+
+def test_a_softmax_inside_is_refused(tmp_path):
+    net = tiny(5)
+    x = net.node("Softmax", [net.output], net.values[net.output].softmax(1), axis=1)
+    net.finish(net.dense(net.quant(x, 4, signed=False), 3))
+    with pytest.raises(verify.Refused, match="operation Softmax"):
+        network(tmp_path, net)
+
+
 # -- inputs ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,215 @@
+"""Reading published designs, predicting without looking at what was reported, fitting, comparing."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hls import cost, estimator, estimator_study
+from hls.estimator import DesignError
+
+DESIGNS = Path(__file__).parents[1] / "data" / "designs"
+
+
+@pytest.fixture(scope="module")
+def designs():
+    found, refused = estimator.read_all(DESIGNS)
+    assert len(found) == 8 and not refused
+    return found
+
+
+def _raw(name: str) -> dict:
+    return json.loads((DESIGNS / f"{name}.json").read_text())
+
+
+def _scrambled(value, factor: float):
+    if isinstance(value, dict):
+        return {k: _scrambled(v, factor) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_scrambled(v, factor) for v in value]
+    return value * factor if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+@pytest.mark.parametrize("path", sorted(DESIGNS.glob("*.json")), ids=lambda p: p.stem)
+def test_predictions_do_not_look_at_reports(path):
+    raw = json.loads(path.read_text())
+    assert raw["source"]["repo"] and raw["source"]["commit"], "provenance is kept"
+    other = copy.deepcopy(raw)
+    for key in estimator.REPORTED:
+        if key in other:
+            other[key] = _scrambled(other[key], 3)
+    other["clock_period_ns"]["estimated"] = 1.0
+    for layer in other["layers"]:
+        layer["reported"] = _scrambled(layer.get("reported"), 7)
+    a, b = estimator.read(raw), estimator.read(other)
+    first, second = (cost.estimate(d.layers, d.target).as_dict() for d in (a, b))
+    assert first == second
+    # the comparison itself does look
+    assert a.reported["hls"] != b.reported["hls"]
+
+
+def test_structure_is_exact_where_the_bars_ask(designs):
+    rows = [r for d in designs for r in estimator.rows_of(d, cost.load_coefficients()) if r.layer]
+    weights = [r for r in rows if r.quantity == "weight_bram18"]
+    assert weights and all(r.predicted == r.reported for r in weights)
+    resource = {(d.name, x.name) for d in designs for x in d.layers
+                if x.kind in cost.MULTIPLYING and x.strategy == "resource"}
+    dsp = [r for r in rows if r.quantity == "dsp" and (r.design, r.layer) in resource]
+    assert len(dsp) > 10 and sum(r.predicted == r.reported for r in dsp) >= 0.8 * len(dsp)
+
+
+def test_missing_fields_and_unknown_things_do_not_stop_a_prediction():
+    raw = _raw("pominiq_mnist_rf64_res_z020")
+    for layer in raw["layers"]:
+        for key in ("weight_precision", "input_precision", "accum_precision", "mult", "weight_stats", "n_zeros",
+                    "out_fifo_depth_pragma", "input_pack", "strategy", "implementation"):
+            layer[key] = None
+    raw["layers"].append({"name": "odd", "type": "my_new_layer", "in_shape": [10], "out_shape": [10]})
+    for key in ("totals", "fifos", "yml", "notes", "toolchain", "top_pragma", "io_type", "clock_period_ns", "source"):
+        raw.pop(key, None)
+    design = estimator.read(raw)
+    found = cost.estimate(design.layers, design.target)
+    assert found.totals["lut"]["hls"]["value"] > 0
+    assert found.evidence == "estimated (extrapolated)"
+
+
+def test_an_unknown_toolchain_is_extrapolated_and_an_unknown_part_refused(tmp_path):
+    raw = _raw("hector_jet_u250_16b_rf1")
+    raw["toolchain"] = {"hls_tool": "Catapult", "backend": None, "hls_version": None}
+    design = estimator.read(raw)
+    assert any("catapult" in why for why in cost.estimate(design.layers, design.target).why)
+    raw["part"] = "xcvc1902"
+    with pytest.raises(cost.CostError, match="xcvc1902"):
+        estimator.read(raw)
+    (tmp_path / "a.json").write_text(json.dumps(raw))
+    with pytest.raises(DesignError, match="none of the designs"):
+        estimator.run(_args("--designs", str(tmp_path)))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "no designs"), ("{", "not readable"), ("[]", "no list of layers"), ('{"name": "x"}', "no list of layers"),
+])
+def test_a_bad_folder_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DesignError, match=message):
+        estimator.load_designs(tmp_path)
+
+
+def test_fit_recovers_known_coefficients():
+    rng = np.random.default_rng(0)
+    matrix = rng.uniform(100, 5000, (60, 3))
+    truth = np.array([0.5, 2.0, 1.3])
+    found = estimator.fit_positive(matrix, matrix @ truth, np.ones(60), pull=0.01)
+    assert found == pytest.approx(truth, rel=0.02)
+    # one wild row in sixty does not carry the fit away
+    wild = matrix @ truth
+    wild[0] *= 50
+    assert estimator.fit_positive(matrix, wild, np.ones(60), pull=0.01) == pytest.approx(truth, rel=0.15)
+
+
+def test_repositories_count_alike():
+    weights = estimator._weights(["a", "a", "a", "b"], [1, 1, 2, 5])
+    assert weights == pytest.approx([0.25, 0.25, 0.5, 1.0])
+    assert estimator.weighted_quantile([5, 1, 3], [1, 1, 8], 0.5) == 3
+
+
+def test_intervals_hold_the_errors_they_come_from(designs):
+    rows = [r for d in designs for r in estimator.rows_of(d, {"terms": {}})]
+    found = {"intervals": estimator.intervals_from(rows)}
+    totals = [r for r in rows if not r.layer and r.quantity == "lut" and r.figure == "hls"]
+    inside = 0
+    for r in totals:
+        near = cost.spread(r.predicted, found, "total", "hls", "lut", r.kind)
+        inside += near["lo"] <= r.reported <= near["hi"]
+    assert inside >= 0.85 * len(totals)
+    low, high = found["intervals"]["total.hls.lut"]
+    assert low * high == pytest.approx(1, abs=0.01)
+
+
+def test_leaving_out_leaves_out(designs, monkeypatch):
+    seen = []
+    monkeypatch.setattr(estimator, "fit", lambda some: seen.append({d.repo for d in some}) or {})
+    found = estimator.leave_out(designs)
+    assert set(found) == {d.name for d in designs}
+    everyone = {d.repo for d in designs}
+    assert sorted(map(sorted, seen)) == sorted(sorted(everyone - {repo}) for repo in everyone)
+
+
+def _args(*argv):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    estimator.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def test_command_as_json_names_every_figure(designs):
+    text: list[str] = []
+    assert estimator.run(_args("--designs", str(DESIGNS), "--json"), text.append) == 0
+    result = json.loads(text[0])
+    assert len(result["designs"]) == 8 and result["evidence"] == "estimated"
+    one = next(d for d in result["designs"] if d["name"] == "rheed_gauss_cnn_ku035")
+    cell = one["totals"]["hls.lut"]
+    assert cell["reported"] == 46604 and cell["lo"] <= cell["predicted"] <= cell["hi"]
+    assert set(one["layers"]["q_dense"]) >= {"lut", "ff", "dsp", "bram18", "latency_max"}
+    assert one["seen_in_fit"] is True
+    assert {"totals.hls.lut", "layers.hls.dsp"} <= set(result["summary"])
+
+
+def test_command_as_text_fits_and_writes(designs, tmp_path):
+    text: list[str] = []
+    estimator.run(_args("--designs", str(DESIGNS)), text.append)
+    assert "rheed_gauss_cnn_ku035" in text[0] and "median" in text[0] and "seen" in text[0]
+    path = tmp_path / "k.json"
+    estimator.run(_args("--designs", str(DESIGNS), "--write-coefficients", str(path)), text.append)
+    made = cost.load_coefficients(path)
+    assert made["fitted_on"]["designs"] == 8 and made["terms"]["lut:latency.tree"] > 0
+    assert estimator.fit(designs) == made["terms"], "the same designs give the same coefficients"
+
+
+def test_the_shipped_coefficients_are_complete():
+    shipped = cost.load_coefficients()
+    assert shipped["fitted_on"]["designs"] >= 70
+    assert all(value > 0 for value in shipped["terms"].values())
+    for quantity in cost.QUANTITIES:
+        low, high = shipped["intervals"][f"total.hls.{quantity}"]
+        assert 0 < low < 1 < high
+    assert not any("design" in name for name in shipped["terms"]), "no design has a coefficient of its own"
+
+
+def test_the_page_is_made_from_designs(designs, tmp_path):
+    others = {"estimator": "someone's", "predictions": {"rheed_gauss_cnn_ku035": {"lut": 1.0}}}
+    (tmp_path / "o.json").write_text(json.dumps(others))
+    page = tmp_path / "p.md"
+    estimator.run(_args("--designs", str(DESIGNS), "--page", str(page), "--others", str(tmp_path / "o.json")),
+                  lambda _: None)
+    text = page.read_text()
+    for words in ("## The bars", "extrapolated", "## Every residual", "log-linear", "someone's",
+                  "rheed_gauss_cnn_ku035"):
+        assert words in text
+    with pytest.raises(DesignError, match="not readable"):
+        estimator.run(_args("--designs", str(DESIGNS), "--page", str(page), "--others", str(tmp_path / "none.json")))
+
+
+def test_a_wrong_figure_shows_in_the_bars(designs):
+    good = {row[0]: row for row in estimator_study.study(designs)["bars"]}
+    assert good["BRAM18 of weights, Resource layers"][3] == "yes"
+    wrong = [estimator.read(_faulty(d.raw)) for d in designs]
+    bad = {row[0]: row for row in estimator_study.study(wrong)["bars"]}
+    assert bad["BRAM18 of weights, Resource layers"][3] == "no"
+    assert bad["DSP of Resource layers"][3] == "no"
+
+
+def _faulty(raw: dict) -> dict:
+    """A design whose reports list one more memory and one more DSP per layer than they did."""
+    raw = copy.deepcopy(raw)
+    for layer in raw["layers"]:
+        row = layer.get("reported")
+        if row:
+            row["DSP"] = row["DSP"] + 1
+            for item in (row.get("memories") or {}).get("items") or []:
+                item[4] = int(item[4]) + 1
+    return raw
