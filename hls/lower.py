@@ -15,7 +15,7 @@ import numpy as np
 from onnx import helper
 from qonnx.custom_op.general.quant import quant
 
-from hls.numerics import attributes, grid_of, log2_exact
+from hls.numerics import NotExact, attributes, grid_of, log2_exact
 
 QUANT_DOMAIN = "qonnx.custom_op.general"
 #: Metadata key: which operation at the network's end the host runs.
@@ -269,7 +269,8 @@ def _averages(model) -> None:
               or (any(pads) and not options.get("count_include_pad"))):
             continue
         if log2_exact(math.prod(kernel)) is None:
-            continue
+            raise NotExact(node.name, f"an average over {math.prod(kernel)} values is no binary fraction",
+                           "average over 2, 4, 8, ... pixels")
         weights = _diagonal(shape[1], 1 / math.prod(kernel), kernel)
         _convolution(model, node, node.input[0], weights, strides=strides, pads=pads)
 

@@ -465,11 +465,9 @@ def concat_of_three():
     ],
 )
 def test_refused(build, operation):
-    model = prepared(build())
     with pytest.raises(numerics.NotExact) as caught:
-        numerics.analyze(model)
-    node = next(n for n in model.graph.node if n.name == caught.value.node)
-    assert node.op_type == operation and caught.value.fix
+        numerics.analyze(prepared(build()))
+    assert caught.value.node.startswith(operation) and caught.value.fix
 
 
 def test_a_threshold_that_is_off_by_one_is_seen():
