@@ -50,6 +50,11 @@ def open_package(path: Path, into: Path | None = None) -> Package:
     """
     path = Path(path)
     if path.is_dir():
+        if (path / "package.tar.gz").is_file() and (path / "package" / "manifest.json").is_file():
+            raise PackageError(
+                "this is the folder of the package stage, not the package", where=path,
+                fix=f"name {path / 'package'} or {path / 'package.tar.gz'}",
+            )  # fmt: skip
         return Package(path, _check(path, path))
     if not path.is_file():
         raise PackageError("there is no package", where=path, fix="make one with: slimgate run RECIPE --until package")

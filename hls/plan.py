@@ -238,8 +238,9 @@ def _balance(layers, legal, fixed, lut_limit: float) -> dict[str, int]:
             return plan
         least = plan if least is None or cost(plan) < cost(least) else least
     raise PlanError(
-        f"the multipliers need an estimated {cost(least):.0f} LUTs even at the largest legal reuse factors"
-        f"{' asked for' if fixed else ''}; {lut_limit:.0f} are set aside for them on this board",
+        f"the multipliers need an estimated {cost(least):.0f} LUTs "
+        f"{'with the reuse factors asked for' if fixed else 'even at the largest legal reuse factors'}; "
+        f"{lut_limit:.0f} are set aside for them on this board",
         where=max(layers, key=lambda x: x.multipliers(least[x.name]) * lut_per_multiplier(x)).name,
         fix="trim more, use fewer bits, a larger board, or larger reuse factors",
     )

@@ -147,7 +147,14 @@ class Census:
     def __init__(self, analysis: Analysis):
         self.analysis = analysis
         self.quantizers: dict[str, np.ndarray] = {}
-        self.accumulators: dict[str, tuple[int, int]] = {}
+        self._sums: dict[str, tuple[int, int]] = {}
+        self._biased: dict[str, tuple[int, int]] = {}
+        self._dense: dict[str, str] = {}  # output of a dense layer without its bias -> the layer
+
+    @property
+    def accumulators(self) -> dict[str, tuple[int, int]]:
+        """{layer: (lowest, highest) sum seen}, the bias included wherever a layer has one."""
+        return {**self._sums, **self._biased}
 
     def visit(self, node, codes: np.ndarray, lsb: int) -> None:
         if node.op_type in ("Quant", "MultiThreshold"):
@@ -155,5 +162,15 @@ class Census:
             counts = np.bincount((codes - grid.min).ravel(), minlength=grid.max - grid.min + 1)
             self.quantizers[node.name] = self.quantizers.get(node.name, 0) + counts
         elif node.name in self.analysis.accumulators:
-            low, high = self.accumulators.get(node.name, (0, 0))
-            self.accumulators[node.name] = (min(low, int(codes.min())), max(high, int(codes.max())))
+            self._reach(self._sums, node.name, codes)
+            self._dense[node.output[0]] = node.name
+        elif node.op_type == "Add":
+            # the bias of a dense layer is a node of its own here
+            for name, other in (node.input, reversed(node.input)):
+                if name in self._dense and other in self.analysis.constants:
+                    self._reach(self._biased, self._dense[name], codes)
+
+    @staticmethod
+    def _reach(found: dict[str, tuple[int, int]], name: str, codes: np.ndarray) -> None:
+        low, high = found.get(name, (0, 0))
+        found[name] = (min(low, int(codes.min())), max(high, int(codes.max())))

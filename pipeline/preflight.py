@@ -42,16 +42,24 @@ def check(recipe, board) -> dict:
         prepared = graph.prepare(graph.load(Path(scratch) / "untrained.onnx"))
     analysis = numerics.analyze(prepared)
     layers = {layer.name: layer for layer in layers_of(prepared, analysis)}
+    asked = {} if recipe.hls.reuse_factor == "auto" else dict.fromkeys(layers, ("[hls]", recipe.hls.reuse_factor))
     for name, wanted in recipe.hls.layers.items():
-        layer = layers.get(name.replace(".", "_"))
-        if layer is None:
-            raise PreflightError(f"the network has no layer {name!r}", where=f"[hls.layers.{name}]",
-                                 fix=f"layers: {', '.join(layers)}")  # fmt: skip
-        legal = legal_reuse_factors(layer.n_in, layer.n_out)
-        if recipe.trim.method == "none" and wanted.reuse_factor is not None and wanted.reuse_factor not in legal:
-            near = sorted(sorted(legal, key=lambda factor, to=wanted.reuse_factor: abs(factor - to))[:4])
-            raise PreflightError(f"reuse factor {wanted.reuse_factor} is not legal for layer {name}",
-                                 where=f"[hls.layers.{name}]", fix=f"near: {', '.join(map(str, near))}")  # fmt: skip
+        if name.replace(".", "_") not in layers:
+            raise PreflightError(
+                f"the network has no layer {name!r}", where=f"[hls.layers.{name}]", fix=f"layers: {', '.join(layers)}"
+            )
+        if wanted.reuse_factor is not None:
+            asked[name.replace(".", "_")] = (f"[hls.layers.{name}]", wanted.reuse_factor)
+    if recipe.trim.method == "none":  # else the widths, and so the legal factors, are known only after trimming
+        for name, (where, factor) in asked.items():
+            legal = legal_reuse_factors(layers[name].n_in, layers[name].n_out)
+            if factor not in legal:
+                near = sorted(sorted(legal, key=lambda other, to=factor: abs(other - to))[:4])
+                raise PreflightError(
+                    f"reuse factor {factor} is not legal for layer {name}",
+                    where=where,
+                    fix=f"near: {', '.join(map(str, near))}; or leave it to the planner with reuse_factor = \"auto\"",
+                )
     worst = max(
         layer.n_in * (2**layer.input_bits - 1) * (2 ** (layer.weight_bits - 1) - 1) for layer in layers.values()
     )

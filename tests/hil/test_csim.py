@@ -326,6 +326,14 @@ def test_stage(builds, inputs, tmp_path):
     assert record["mismatches"] == 0 and record["reference"] == {"mismatches": 0, "compared": 192}
 
 
+def test_stage_sends_each_mode_as_it_says(builds, inputs, tmp_path, monkeypatch):
+    builds.library("good")
+    sent, genuine = [], csim.transfer
+    monkeypatch.setattr(csim, "transfer", lambda a, codes, io: sent.append(len(codes)) or genuine(a, codes, io))
+    stage.run(FakeContext(tmp_path / "csim", inputs))
+    assert sorted(sent) == sorted([64] + 64 * [1] + 21 * [3] + [1] + 9 * [7] + [1])
+
+
 def test_stage_on_some_of_the_samples(builds, inputs, tmp_path):
     ctx = FakeContext(tmp_path / "csim", inputs, samples=40, modes=20)
     stage.run(ctx)

@@ -80,6 +80,15 @@ def test_one_absent_class_is_allowed_two_are_not():
     assert not passed and "2 of 4 classes" in detail
 
 
+def test_ninety_of_a_hundred_outputs_must_be_distinct():
+    outputs, quantizers, accumulators = diverse()
+    for repeated, passes in ((20, True), (21, False)):  # 180 and 179 distinct rows of 200
+        some = np.unique(outputs, axis=0)[:200].copy()
+        some = np.concatenate([some, np.arange(4 * (200 - len(some))).reshape(-1, 4) + 1000])
+        some[:repeated] = some[repeated]
+        assert diversity(some, quantizers, accumulators)[0] is passes, repeated
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [

@@ -39,6 +39,11 @@ def test_an_unknown_layer_and_an_illegal_reuse_factor_are_refused():
         preflight.check(recipe("trim.method=none", "hls.layers.conv2.reuse_factor=7"), BOARD)
 
 
+def test_a_reuse_factor_for_all_layers_must_suit_each():
+    with pytest.raises(preflight.PreflightError, match="16 is not legal for layer conv1"):
+        preflight.check(recipe("trim.method=none", "hls.reuse_factor=16"), BOARD)
+
+
 def test_pictures_that_do_not_fit_the_network_are_refused():
     with pytest.raises(ModelError, match="multiples"):
         preflight.check(recipe("model.name=resnet8", "data.name=folder", "data.train=.", "data.size=[9, 9]"), BOARD)
