@@ -356,9 +356,9 @@ def _term(coefficients: Mapping, name: str) -> float:
 
 
 DEFAULT_TERMS = {
-    # cycles a convolution adds to the reuse factor on a pixel with an output: fixed part, part that grows as the clock
-    # tightens; cycles on a pixel without
-    "cycles.conv": 4.0, "cycles.conv_tight": 6.0, "cycles.conv_idle": 4.5,
+    # cycles a convolution adds to the reuse factor on a pixel with an output: fixed part, part that grows with the
+    # fabric's delay (the clock hardly matters); cycles on a pixel without
+    "cycles.conv": 4.0, "cycles.conv_slow": 6.0, "cycles.conv_idle": 4.5,
     "cycles.dense": 4.0, "cycles.dense_tight": 4.0,
     # stages of a pipelined sum of products: delay of the product and of one level of the adder tree, in clock
     # periods at tightness 1
@@ -402,7 +402,7 @@ def layer_cycles(layer: LayerSpec, target: Target, coefficients: Mapping | None 
             per = layer.factor + 2 * layer.in_shape[-1] + layer.n_out
             idle, extra = layer.in_shape[-1] + 3.0, 0
         else:
-            per = layer.factor + _term(k, "cycles.conv") + _term(k, "cycles.conv_tight") * tight
+            per = layer.factor + _term(k, "cycles.conv") + _term(k, "cycles.conv_slow") * FAMILIES[target.family]
             extra = 0
         return _cycles(pixels * min(idle, per) + extra, pixels * per + extra, per=per, idle=min(idle, per))
     if layer.kind in MULTIPLYING:

@@ -71,7 +71,8 @@ def compile_design(project: Path, io: dict, *, trace: bool = False) -> Path:
         *(["-DSLIMGATE_TRACE"] if trace else []),
     ]
     network = _network_unit(project)
-    key = hashlib.sha256("\0".join([_compiler_version(gxx), *flags, network, inspect.getsource(_faster_types)]).encode())
+    covered = [_compiler_version(gxx), *flags, network, inspect.getsource(_faster_types)]
+    key = hashlib.sha256("\0".join(covered).encode())
     for folder in (project, TEMPLATES / "csim"):
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h", ".cpp")):
             key.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())

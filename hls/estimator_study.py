@@ -201,6 +201,7 @@ def study(designs: list[Design], others: Mapping[str, Mapping] | None = None) ->
     value = sorted(widths)[len(widths) // 2]
     bar("interval, upper over lower, median (stock designs)", "<= 2.5", f"{value:.2f}", value <= 2.5, len(widths),
         "quantities; each below")
+    done = [r for r in every if r.layer is None and r.figure == "implemented"]
     baselines = []
     for quantity in ("lut", "ff", "dsp", "bram18"):
         ours = {r.design: r for r in totals if r.quantity == quantity}
@@ -212,6 +213,11 @@ def study(designs: list[Design], others: Mapping[str, Mapping] | None = None) ->
         taken = [n for n in (others or {}) if n in ours and (others or {})[n].get(quantity) is not None]
         theirs = [(ours[n].repo, abs(others[n][quantity] - reported[n]) / max(reported[n], 1)) for n in taken]
         entry += [len(taken), _median([(ours[n].repo, ours[n].error) for n in taken]), _median(theirs)]
+        final = {r.design: r for r in done if r.quantity == quantity and r.design in (others or {})
+                 and others[r.design].get(quantity) is not None}
+        entry += [len(final), _median([(r.repo, r.error) for r in final.values()]),
+                  _median([(r.repo, abs(others[n][quantity] - r.reported) / max(r.reported, 1))
+                           for n, r in final.items()])]
         baselines.append(entry)
     classes: dict[tuple, list[Row]] = {}
     for r in totals:
@@ -242,7 +248,9 @@ def boards(designs: list[Design], factors: Mapping) -> list[tuple]:
     for d in designs:
         board = (d.raw.get("totals") or {}).get("board") or {}
         rate = board.get("throughput_per_s")
-        if not isinstance(rate, (int, float)) or not rate:
+        known = all(raw.get("reuse_factor") for raw in d.raw["layers"] if isinstance(raw.get("n_params"), dict)
+                    and raw["n_params"].get("weights") and "separable" not in raw)
+        if not isinstance(rate, (int, float)) or not rate or not known:
             continue
         slowest = 0.0
         for x in d.layers:
@@ -271,11 +279,12 @@ def page(designs: list[Design], refused: Mapping[str, str], others: Mapping | No
         "tools and boards. Evidence of every prediction: estimated. Coefficients are fitted leaving one "
         "repository out at a "
         "time and every repository counts alike; errors are |predicted - reported| / reported.", "",
-        "What is not held out: the *structure* (which pragma becomes what, at which width a DSP is taken, how "
-        "deep a FIFO "
-        "may be before it needs a memory, what forks do) was written by people who had read all of these "
-        "reports. Only the "
-        "coefficients and the intervals are out-of-sample. A judgment on other designs is the better test.", "",
+        "What is not held out: the *structure* (which pragma becomes what, at which width a DSP is taken, how deep a "
+        "FIFO may be before it needs a memory, what forks do) was written by people who had read all of these reports, "
+        "and one strength (how far coefficients may leave their first-principles values) was chosen among five on the "
+        "same folds. Only coefficients and intervals are out-of-sample. A judgment on other designs is the "
+        "better test.",
+        "",
         "**The first measurement to ask users for.** No published design covers Vitis HLS 2022.2 or later with "
         "Resource "
         "strategy and a reuse factor above 1, which is what this project builds. There the structure is derived "
@@ -305,9 +314,10 @@ def page(designs: list[Design], refused: Mapping[str, str], others: Mapping | No
            "factor per network and knows four boards, so it is given the nearest "
            "(docs/results/rule4ml_predict.py)." if others else
            "No other estimator's predictions were given."), "",
-        *_table(["quantity", "designs", "ours", "log-linear", "designs both take", "ours there", "other"],
-                [(q, n, _percent(a), _percent(b), m, _percent(c), _percent(d))
-                 for q, n, a, b, m, c, d in s["baselines"]]),
+        *_table(["quantity", "designs", "ours", "log-linear", "designs both take", "ours there", "other",
+                 "with implemented figures", "ours, implemented", "other, implemented"],
+                [(q, n, _percent(a), _percent(b), m, _percent(c), _percent(d), x, _percent(y), _percent(z))
+                 for q, n, a, b, m, c, d, x, y, z in s["baselines"]]),
         "## Totals by toolchain, strategy and bits", "",
         "Median (90th percentile) of errors of HLS totals.", "",
     ]
@@ -319,7 +329,8 @@ def page(designs: list[Design], refused: Mapping[str, str], others: Mapping | No
             cells.append(f"{_percent(describe(own)['median'])} ({_percent(describe(own)['p90'])})" if own else "-")
         rows.append((*key, len({r.design for r in group}), *cells))
     lines += _table(["tool", "strategy", "bits", "designs", *TOTALS], rows)
-    lines += ["## Layers", "", "Errors of single rows; HLS's own estimate of a layer depends on its mapping of selections "
+    lines += ["## Layers", "",
+              "Errors of single rows; HLS's own estimate of a layer depends on its mapping of selections "
               "(mux or barrel shifter) that no input tells.", "",
               *_table(["quantity", "rows", "median", "p90", "exact"], [
                   (k, v["n"], *(_percent(v[c]) for c in ("median", "p90", "exact"))) for k, v in s["layers"].items()])]
@@ -334,6 +345,9 @@ def page(designs: list[Design], refused: Mapping[str, str], others: Mapping | No
             f"{own[q].reported:.0f} / {own[q].predicted:.0f}" if q in own else "-" for q in TOTALS)))
     lines += _table(["design", "tool", "strategy", *TOTALS], cells)
     lines += ["Large ones and why:", "",
+              "- The width of LUT intervals: stock designs fall within a factor of about 1.6, but two of some fifteen "
+              "repositories (yanlun, openml, below) are off by 3 to 8, and a held-out 90 % must hold most of one of "
+              "them; without these two the ratio is near 2.5.",
               "- Edited forks and layers of hls4ml 0.1 that pass values one at a time (`_me`, `large`: "
               "deepcalo, yolo, face "
               "detection, LeNet): their templates are not ours; they only widen the intervals of their own class.",
@@ -369,7 +383,8 @@ def _board_tests(found: list[tuple]) -> list[str]:
     lines = []
     for repo, group in sorted(groups.items()):
         if len(group) < 2:
-            lines.append(f"- {repo}: no second design of this host and class; its constant {group[0][5]:.2f} is untested.")
+            lines.append(f"- {repo}: no second design of this host and class; its constant, {group[0][5]:.2f}, is "
+                         "untested.")
             continue
         errors = [abs(b[5] - a[5]) / b[5] for a in group for b in group if a is not b]
         lines.append(f"- {repo}: {len(group)} designs; the constant of one applied to another is off by "

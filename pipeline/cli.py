@@ -103,6 +103,20 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--board", default="pynq-z2", help="the board to plan for (default: pynq-z2)")
     verify.add_argument("--json", action="store_true", help="one JSON object")
 
+    estimator = command(
+        "estimator",
+        _estimator,
+        "The cost model against published designs: reported, predicted, interval. Reports are read to compare only.",
+        "slimgate estimator --designs designs --json",
+    )
+    estimator.add_argument("--designs", required=True, metavar="DIR", help="folder of designs (*.json) to predict")
+    estimator.add_argument("--json", action="store_true", help="everything as JSON on standard output")
+    estimator.add_argument("--fit", metavar="DIR2", help="fit on these designs, not the shipped coefficients")
+    estimator.add_argument("--leave-one-out", action="store_true", help="fit on the other repositories of the folder")
+    estimator.add_argument("--write-coefficients", metavar="FILE", help="fit on --designs and write the coefficients")
+    estimator.add_argument("--page", metavar="FILE", help="write the study of held-out errors")
+    estimator.add_argument("--others", metavar="FILE", help="another estimator's predictions, for the page")
+
     predict = command(
         "predict",
         _predict,
@@ -240,6 +254,12 @@ def _board_row(model) -> list[str]:
     resources = model.resources
     figures = (model.clock_mhz, resources["lut"], resources["bram36"], resources["dsp"])
     return [model.title, model.part, *(f"{figure:g}" for figure in figures)]
+
+
+def _estimator(args) -> int:
+    from hls import estimator
+
+    return estimator.run(args)
 
 
 def _verify(args) -> int:

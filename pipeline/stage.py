@@ -39,7 +39,7 @@ _LOCK = ".lock"
 
 
 class StageError(SlimgateError):
-    """A stage broke its contract: it did not write what it must, or said a figure without evidence."""
+    """A stage broke its contract: it did not write what it must, said a figure without evidence, or was damaged."""
 
 
 class RunLocked(SlimgateError):
@@ -269,6 +269,7 @@ class Run:
             return Outcome(stage.name, "finished", 0.0, self.manifest(final))
         why = {"finished": "never cached", "missing": "new"}.get(state, state)
         self.say(f"{stage.name} ({why}) ...")
+        self._check_inputs(stage)
         manifest = self._work(stage, key, command)
         self._publish(stage)
         self.say(f"{stage.name}: done in {manifest['seconds']:.1f} s")
@@ -400,14 +401,31 @@ class Run:
         return manifest if isinstance(manifest, dict) and manifest.get("schema") == SCHEMA else None
 
     def _intact(self, folder: Path, manifest: dict, hashes: bool) -> bool:
-        found = keys.files_of(folder)
-        if found.keys() != manifest["files"].keys():
-            return False
-        return all(
-            found[name].stat().st_size == entry["bytes"]
-            and (not hashes or keys.file_digest(found[name]) == entry["sha256"])
-            for name, entry in manifest["files"].items()
-        )
+        return self._damaged(folder, manifest, hashes) is None
+
+    def _damaged(self, folder: Path, manifest: dict, hashes: bool) -> str | None:
+        """The first file that is not as the manifest says: missing, not from here, or of another size or hash."""
+        found, entries = keys.files_of(folder), manifest["files"]
+        for name in sorted(found.keys() | entries.keys()):
+            if name not in found or name not in entries:
+                return name
+            if found[name].stat().st_size != entries[name]["bytes"]:
+                return name
+            if hashes and keys.file_digest(found[name]) != entries[name]["sha256"]:
+                return name
+        return None
+
+    def _check_inputs(self, stage: Stage) -> None:
+        """Every byte of what the stage is about to read: sizes alone would let a flipped bit into what is made."""
+        for name in stage.needs:
+            folder = self.path(name)
+            damaged = self._damaged(folder, self.manifest(folder), hashes=True)
+            if damaged is not None:
+                raise StageError(
+                    f"a file of the finished stage {name!r}, which {stage.name!r} needs, is damaged: {damaged}",
+                    where=folder / damaged,
+                    fix="run again with --verify: it is made again",
+                )
 
     def _copy_sibling(self, stage: Stage, key: str) -> dict | None:
         """Take the same stage, by key, from another run folder of the same build folder, hashes verified."""

@@ -163,6 +163,75 @@ def test_run_hook_exists(stage):
     assert f"def {function}(ctx" in keys.closure([module], PACKAGES, ROOT)[module].read_text()
 
 
+#: (stage, gate) that are only come to under a condition: they cannot be required of every run.
+CONDITIONAL: set[tuple[str, str]] = set()
+
+
+def gates_called(source: str) -> dict[str, bool]:
+    """Gate -> whether every run that succeeds comes by it, for all ``ctx.gate("literal", ...)`` of a stage.
+
+    Only the statements of ``run`` itself count as always come to, and ``with``: not what stands in an ``if``, a loop,
+    a ``try`` or another function, and nothing behind a ``return``.
+    """
+    tree, always = ast.parse(source), set()
+
+    def walk(statements: list) -> bool:
+        """False behind a statement that may leave ``run``."""
+        for statement in statements:
+            if isinstance(statement, ast.With):
+                if not walk(statement.body):
+                    return False
+            elif isinstance(statement, ast.Expr):
+                always.add(statement.value)
+            elif any(isinstance(node, ast.Return) for node in ast.walk(statement)):
+                return False
+        return True
+
+    [run] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    walk(run.body)
+    found: dict[str, bool] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "gate":
+            name = node.args[0]
+            assert isinstance(name, ast.Constant) and isinstance(name.value, str), "a gate's name must be a literal"
+            found[name.value] = found.get(name.value, False) or node in always
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_every_gate_of_a_stage_is_required(stage):
+    """A gate that the stage's source no longer comes to must shut the run, so each one has to be declared."""
+    source = (ROOT / f"{stage.run.partition(':')[0].replace('.', '/')}.py").read_text()
+    called = gates_called(source)
+    conditional = {name for kind, name in CONDITIONAL if kind == stage.name}
+    assert {name for name, always in called.items() if not always} == conditional
+    assert set(stage.gates) == set(called) - conditional
+    assert len(set(stage.gates)) == len(stage.gates)
+
+
+def test_every_stage_but_training_has_a_gate():
+    assert [stage.name for stage in flow.STAGES if not stage.gates] == ["train"]
+
+
+def test_conditional_gates_are_seen():
+    source = """
+def run(ctx):
+    ctx.gate("first", True, "")
+    if ctx.place:
+        ctx.gate("sometimes", True, "")
+    with open("x"):
+        ctx.gate("inside", True, "")
+    for _ in ():
+        return
+    ctx.gate("behind", True, "")
+
+def other(ctx):
+    ctx.gate("elsewhere", True, "")
+"""
+    expected = {"first": True, "sometimes": False, "inside": True, "behind": False, "elsewhere": False}
+    assert gates_called(source) == expected
+
+
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_computed_imports_are_declared(stage):
     """import_module(f"pipeline.models.{...}") is invisible to the key unless the stage declares it."""

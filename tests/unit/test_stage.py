@@ -167,6 +167,21 @@ def test_verify_finds_a_flipped_byte_of_the_same_size(toy):
     assert toy.execute(verify=True) == ["finished", "finished", "ran"]
 
 
+def test_flipped_byte_of_an_input_is_found_before_the_stage_runs(toy):
+    toy.execute()
+    whole = toy.contents()
+    file = toy.build / "toy-table/b/total.txt"
+    file.write_text("1240")  # was 1140: the same size, and a total that c would take
+    process = toy.spawn(json.dumps({"beta": {"size": 5}}))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2, err
+    assert "stage 'b', which 'c' needs, is damaged: total.txt" in out and str(file) in out
+    assert "run again with --verify: it is made again" in out and "Traceback" not in err
+    assert toy.contents()["c"] == whole["c"]
+    assert toy.execute(beta={"size": 5}, verify=True) == ["finished", "ran", "ran"]
+    assert toy.contents()["b"] == whole["b"]
+
+
 def test_sibling_run_is_copied_and_verified(toy):
     toy.execute()
     assert toy.execute(name="other") == ["copied"] * 3
