@@ -187,10 +187,9 @@ def _status(args) -> int:
     from rich.table import Table
 
     from pipeline import config, summary
-    from pipeline.stage import LAST_RUN, read_json
 
     folder = summary.find(args.name, args.build_dir)
-    last = read_json(folder / LAST_RUN)
+    last = summary.last_run(folder)
     args.build_dir = folder.parent
     run = _prepare(config.restore(last["recipe"], last["recipe_path"]), args, last["place"])
     run.say(f"{folder}, last run {last['started']}: {last['command']}")

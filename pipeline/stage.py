@@ -394,11 +394,7 @@ class Run:
 
     def manifest(self, folder: Path) -> dict | None:
         """The manifest of a finished folder; None where there is none or it is not one of ours."""
-        try:
-            manifest = read_json(folder / MANIFEST)
-        except (OSError, ValueError):
-            return None
-        return manifest if isinstance(manifest, dict) and manifest.get("schema") == SCHEMA else None
+        return read_manifest(folder / MANIFEST)
 
     def _intact(self, folder: Path, manifest: dict, hashes: bool) -> bool:
         return self._damaged(folder, manifest, hashes) is None
@@ -548,6 +544,50 @@ def hook(name: str) -> Callable:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+_NUMBER = (int, float)
+_MANIFEST = {"schema": int, "stage": str, "key": str, "content": str, "files": dict, "inputs": dict, "input_keys": dict,
+             "config": dict, "versions": dict, "metrics": dict, "gates": list, "seconds": _NUMBER}  # fmt: skip
+_LAST_RUN = {"schema": int, "recipe": dict, "recipe_path": str, "board": str, "place": str, "command": str,
+             "started": str, "pending": list, "stages": list}  # fmt: skip
+
+
+def _has(value: Any, kinds: dict[str, Any]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+
+
+def _read(path: Path, kinds: dict[str, Any]) -> dict | None:
+    try:
+        value = read_json(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if _has(value, kinds) and value["schema"] == SCHEMA else None
+
+
+def read_manifest(path: Path) -> dict | None:
+    """A manifest; None where there is none, or what is there is not one whole manifest of this schema."""
+    manifest = _read(path, _MANIFEST)
+    whole = (
+        manifest is not None
+        and all(_has(entry, {"sha256": str, "bytes": int}) for entry in manifest["files"].values())
+        and all(_has(entry, {"evidence": str}) and "value" in entry for entry in manifest["metrics"].values())
+        and all(_has(gate, {"name": str, "passed": bool}) for gate in manifest["gates"])
+        and manifest["inputs"].keys() == manifest["input_keys"].keys()
+    )
+    return manifest if whole else None
+
+
+def read_last_run(folder: Path) -> dict | None:
+    """What the last invocation wrote into a run folder; None where there is nothing, or nothing whole."""
+    last = _read(folder / LAST_RUN, _LAST_RUN)
+    stage = {"name": str, "how": str, "cached": bool, "seconds": _NUMBER}
+    whole = (
+        last is not None
+        and all(isinstance(name, str) for name in last["pending"])
+        and all(_has(entry, stage) for entry in last["stages"])
+    )
+    return last if whole else None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,25 +12,27 @@ from rich.table import Table
 
 from boards.errors import SlimgateError
 from pipeline.keys import MANIFEST
-from pipeline.stage import LAST_RUN, read_json
+from pipeline.stage import LAST_RUN, read_last_run, read_manifest
 
 ACCURACIES = {"float": "train", "trimmed": "trim", "quantized": "quantize", "csim": "csim", "board": "benchmark"}
 MISMATCHES = {"qonnx": "export", "csim": "csim", "board": "benchmark"}
 
 
 class NoRun(SlimgateError):
-    """There is no such run folder."""
+    """There is no such run folder, or what it says of its last run is damaged."""
 
 
 def find(name: str | None, build: Path) -> Path:
-    """The run folder of a name, a path, or the newest one. Raises NoRun, naming those there are."""
-    runs = sorted(build.glob(f"*/{LAST_RUN}"), key=lambda path: path.stat().st_mtime)
+    """The run folder of a name, a path, or the newest one that is whole. Raises NoRun, naming those there are."""
+    files = sorted(build.glob(f"*/{LAST_RUN}"), key=lambda path: path.stat().st_mtime)
+    runs = [path.parent for path in files if read_last_run(path.parent) is not None]
     if name is None and runs:
-        return runs[-1].parent
-    for folder in [Path(name), build / name] if name is not None else []:
+        return runs[-1]
+    for folder in [Path(name), build / name] if name is not None else [path.parent for path in reversed(files)]:
         if (folder / LAST_RUN).is_file():
+            last_run(folder)
             return folder
-    there = ", ".join(path.parent.name for path in runs)
+    there = ", ".join(folder.name for folder in runs)
     raise NoRun(
         f"there is no run {name!r}" if name else "there is no run yet",
         where=build,
@@ -38,15 +40,23 @@ def find(name: str | None, build: Path) -> Path:
     )
 
 
+def last_run(folder: Path) -> dict:
+    """What the last invocation wrote into a run folder. Raises NoRun where that is damaged."""
+    last = read_last_run(folder)
+    if last is None:
+        raise NoRun(
+            f"the run {folder.name!r} does not say what was done last: {LAST_RUN} is damaged or of another version",
+            where=folder / LAST_RUN,
+            fix="run its recipe again: what is finished is kept, and the file is written anew",
+        )
+    return last
+
+
 def manifests(run: Path) -> dict[str, dict]:
     """Manifests of the run's finished stages that belong together, by name."""
-    last = read_json(run / LAST_RUN)
-    found: dict[str, dict] = {}
-    for path in run.glob(f"*/{MANIFEST}"):
-        try:
-            found[path.parent.name] = read_json(path)
-        except (OSError, ValueError):
-            continue
+    last = last_run(run)
+    read = {path.parent.name: read_manifest(path) for path in run.glob(f"*/{MANIFEST}")}
+    found = {name: manifest for name, manifest in read.items() if manifest is not None}
 
     def current(name: str) -> bool:
         manifest = found.get(name)
@@ -66,7 +76,7 @@ def manifests(run: Path) -> dict[str, dict]:
 
 def collect(run: Path) -> dict[str, Any]:
     """One JSON object for a run. A figure that does not exist (yet) is null; every other carries its evidence."""
-    last, found = read_json(run / LAST_RUN), manifests(run)
+    last, found = last_run(run), manifests(run)
 
     def metric(stage: str, name: str) -> dict | None:
         return found.get(stage, {}).get("metrics", {}).get(name)

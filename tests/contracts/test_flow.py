@@ -42,7 +42,9 @@ for stage in flow.STAGES:
         outdated.append(stage.name)
         folder = run.path(stage.name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").write_text(json.dumps({"schema": 1, "key": key, "content": "same", "files": {}}))
+        manifest = {"schema": 1, "stage": stage.name, "key": key, "content": "same", "seconds": 0, "gates": []}
+        manifest |= {name: {} for name in ("files", "inputs", "input_keys", "config", "versions", "metrics")}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
 heavy = {"torch", "hls4ml", "brevitas", "pynq", "qonnx", "onnx", "matplotlib"} & set(sys.modules)
 print(json.dumps({"outdated": outdated, "heavy": sorted(heavy)}))
 """

@@ -153,11 +153,13 @@ def figures(tmp_path):
             for key, value in metrics.items()
         }
         entries.get("accuracy_test", {})["interval"] = [0.9, 0.99]
-        manifest = {"key": name, "content": name, "inputs": {}, "input_keys": {}, "metrics": entries, "gates": [],
+        manifest = {"schema": 1, "stage": name, "key": name, "content": name, "files": {}, "inputs": {},
+                    "input_keys": {}, "versions": {}, "metrics": entries, "gates": [], "seconds": 1.5,
                     "config": {"place": "simulated", "trim": {"of": "macs", "ratio": 0.5}}}  # fmt: skip
         (run / name).mkdir(parents=True)
         (run / name / keys.MANIFEST).write_text(json.dumps(manifest))
-    last = {"board": "pynq-z2", "place": "simulated", "command": "slimgate run x.toml", "pending": [],
+    last = {"schema": 1, "board": "pynq-z2", "place": "simulated", "command": "slimgate run x.toml", "pending": [],
+            "recipe": {}, "recipe_path": "x.toml", "started": "2026-01-01T00:00:00+00:00",
             "stages": [{"name": name, "how": "ran", "cached": False, "seconds": 1.5} for name in FIGURES]}  # fmt: skip
     (run / "last_run.json").write_text(json.dumps(last))
     return run
@@ -186,12 +188,58 @@ def test_summary_has_every_figure(figures, capsys):
 
 def test_newest_run_is_the_default(figures, tmp_path):
     (tmp_path / "older").mkdir()
-    (tmp_path / "older/last_run.json").write_text("{}")
+    (tmp_path / "older/last_run.json").write_text((figures / "last_run.json").read_text())
     os.utime(tmp_path / "older/last_run.json", (1, 1))
     assert summary.find(None, tmp_path) == figures
     assert summary.find("older", tmp_path) == tmp_path / "older"
     with pytest.raises(summary.NoRun, match="one of older, x-pynq-z2"):
         summary.find("newer", tmp_path)
+
+
+def without(key):
+    def ill(text):
+        value = json.loads(text)
+        del value[key]
+        return json.dumps(value)
+
+    return ill
+
+
+ILL = [lambda text: "{", lambda text: "[]", lambda text: '{"schema": 1}', lambda text: "\udcff", lambda text: ""]
+
+
+@pytest.mark.parametrize(
+    "ill", [*ILL, *(without(key) for key in ("board", "place", "pending", "stages", "recipe", "recipe_path"))]
+)
+def test_ill_formed_last_run_is_told(figures, tmp_path, capsys, ill):
+    file = figures / "last_run.json"
+    file.write_text(ill(file.read_text()), errors="surrogateescape")
+    for words in (["summary"], ["summary", "--json"], ["status"], ["report"]):
+        for name in ([], [figures.name], [str(figures)]):
+            assert cli.main([*words, *name, "--build-dir", str(tmp_path)]) == 2
+            error = capsys.readouterr().err
+            assert f"the run '{figures.name}' does not say what was done last" in error and str(file) in error
+            assert "run its recipe again" in error and "Traceback" not in error
+
+
+def test_ill_formed_last_run_does_not_hide_the_others(figures, tmp_path):
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer/last_run.json").write_text("{")
+    os.utime(figures / "last_run.json", (1, 1))
+    assert summary.find(None, tmp_path) == figures
+    with pytest.raises(summary.NoRun, match=f"one of {figures.name}$"):
+        summary.find("other", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ill", [*ILL, *(without(key) for key in ("content", "files", "inputs", "metrics", "gates", "config", "seconds"))]
+)
+def test_ill_formed_manifest_tells_no_figures(figures, capsys, ill):
+    file = figures / "train" / keys.MANIFEST
+    file.write_text(ill(file.read_text()), errors="surrogateescape")
+    assert cli.main(["summary", "--json", str(figures)]) == 0
+    collected = json.loads(capsys.readouterr().out)
+    assert collected["accuracy"]["float"] is None and collected["accuracy"]["trimmed"] is not None
 
 
 def test_doctor_finds_what_is_missing(monkeypatch, tmp_path):

@@ -160,6 +160,33 @@ def test_damage_is_found_and_repaired(toy):
     assert toy.contents() == whole
 
 
+@pytest.mark.parametrize("text", ["[]", '{"schema": 1}', '{"schema": 2}', "null", "whole[files]", "whole[key]"])
+def test_ill_formed_manifest_is_made_again(toy, text):
+    toy.execute()
+    whole = toy.contents()
+    file = toy.build / "toy-table/b/manifest.json"
+    manifest = json.loads(file.read_text())
+    for part in ("files", "key"):
+        if text == f"whole[{part}]":
+            text = json.dumps({**manifest, part: [1]})
+    file.write_text(text)
+    run = toy.run()
+    assert [run.state(one)[0] for one in run.until()] == ["finished", "missing", "outdated"]
+    assert toy.execute(name="other") == ["copied", "ran", "copied"]  # not taken as a source of copies either
+    assert toy.execute() == ["finished", "copied", "finished"]
+    assert toy.contents() == whole
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_ill_formed_last_run_is_written_anew(toy, text):
+    toy.execute()
+    file = toy.build / "toy-table/last_run.json"
+    file.write_text(text)
+    assert stage.read_last_run(file.parent) is None
+    assert toy.execute() == ["finished"] * 3
+    assert stage.read_last_run(file.parent)["pending"] == []
+
+
 def test_verify_finds_a_flipped_byte_of_the_same_size(toy):
     toy.execute()
     (toy.build / "toy-table/c/out.bin").write_bytes(b"\1" + bytes(999))
