@@ -22,7 +22,7 @@ import numpy as np
 
 from boards.errors import SlimgateError
 from hls.graph import data_tensors, input_shape
-from hls.numerics import Analysis, Fixed, quantizer_of
+from hls.numerics import Analysis, Fixed, attributes, quantizer_of, threshold_codes, threshold_levels
 
 HLS4ML_VERSION = "1.3.0"
 PROJECT = "network"
@@ -59,6 +59,8 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
         warnings.simplefilter("ignore")
         graph.write()
     _keep_only_firmware(folder)
+    if any(n.op_type == "MaxPool" and _overlaps(n) for n in model.graph.node):
+        _any_pooling_stride(folder)
     _check_weight_files(graph, folder)
     (folder / "layers.json").write_text(json.dumps(layers, indent=1) + "\n")
     return _write_wrapper(graph, model, analysis, plan, part, folder)
@@ -95,6 +97,7 @@ def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
     import hls4ml
 
     _install_dense_results()
+    _install_multithreshold()
     _dense_results.clear()
     for node in model.graph.node:
         if node.op_type == "MatMul":
@@ -102,7 +105,9 @@ def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
             last = (
                 users[0] if len(users) == 1 and users[0].op_type == "Add" and _is_dense_bias(model, users[0]) else node
             )
-            _dense_results[f"Dense_{node.name}"] = analysis.tensors[last.output[0]].precision()
+            after = model.find_consumers(last.output[0]) or []
+            if not (len(after) == 1 and after[0].op_type == "Quant"):  # hls4ml merges the two into one
+                _dense_results[f"Dense_{node.name}"] = analysis.tensors[last.output[0]].precision()
     config = {
         "Model": {"Precision": {"default": "fixed<62,31>"}, "ReuseFactor": 1, "Strategy": plan["strategy"]},
         "LayerName": _layer_config(model, analysis, plan),
@@ -161,6 +166,80 @@ def _install_dense_results() -> None:
         update_flow("convert", add_optimizers=["slimgate_give_dense_results"])
 
 
+def _install_multithreshold() -> None:
+    """Teach hls4ml the MultiThreshold node: one more layer, with its C++ in ``templates/layers``."""
+    import hls4ml
+    from hls4ml.backends.template import FunctionCallTemplate, LayerConfigTemplate
+    from hls4ml.converters.onnx_to_hls import get_supported_onnx_layers, register_onnx_layer_handler
+    from hls4ml.model.attributes import Attribute, TypeAttribute, WeightAttribute
+    from hls4ml.model.layers import Layer, register_layer
+
+    if "MultiThreshold" in get_supported_onnx_layers():
+        return
+
+    class MultiThreshold(Layer):
+        _expected_attributes = [  # noqa: RUF012 - hls4ml's own way
+            Attribute("n_in"), Attribute("n_chan"), Attribute("n_steps"), Attribute("base"), Attribute("step"),
+            WeightAttribute("thresholds"), TypeAttribute("thresholds"),
+        ]  # fmt: skip
+
+        def initialize(self):
+            self.add_output_variable(self.get_input_variable().shape)
+            self.add_weights_variable(name="thresholds", var_name="t{index}")
+
+    class Config(LayerConfigTemplate):
+        def __init__(self):
+            super().__init__(MultiThreshold)
+            members = "".join(f"    static const {kind} {name} = {{{name}}};\n" for kind, name in (
+                ("unsigned", "n_in"), ("unsigned", "n_chan"), ("unsigned", "n_steps"), ("int", "base"),
+                ("int", "step")))
+            self.template = ("struct config{index} : nnet::multithreshold_config {{\n" + members
+                             + "    typedef {thresholds_t.name} thresholds_t;\n}};\n")
+
+        def format(self, node):
+            return self.template.format(**self._default_config_params(node))
+
+    class Call(FunctionCallTemplate):
+        def __init__(self):
+            super().__init__(MultiThreshold, include_header=["nnet_utils/nnet_multithreshold.h"])
+            self.template = "nnet::multithreshold<{input_t}, {output_t}, {config}>({input}, {output}, {t});"
+
+        def format(self, node):
+            params = self._default_function_params(node)
+            return self.template.format(**params, t=node.get_weights("thresholds").name)
+
+    def parse(node, input_names, input_shapes, graph):
+        options = attributes(node)
+        return {
+            "name": node.name, "class_name": "MultiThreshold", "inputs": input_names, "outputs": list(node.output),
+            "n_in": math.prod(input_shapes[0][1:]), "n_chan": input_shapes[0][-1],
+            "n_steps": options["n_steps"], "base": options["base"], "step": options["step"],
+            "thresholds_data": np.array(options["thresholds"], np.float64).reshape(input_shapes[0][-1], -1),
+        }  # fmt: skip
+
+    register_onnx_layer_handler("MultiThreshold", parse)
+    register_layer("MultiThreshold", MultiThreshold)
+    backend = hls4ml.backends.get_backend("Vitis")
+    backend.register_template(Config)
+    backend.register_template(Call)
+    backend.register_source(TEMPLATES / "layers" / "nnet_multithreshold.h")
+
+
+def _thresholds_as_attributes(model) -> None:
+    """hls4ml makes a layer of every constant input: the thresholds travel as an attribute instead."""
+    from onnx import helper
+
+    for node in model.graph.node:
+        if node.op_type == "MultiThreshold":
+            values = np.asarray(model.get_initializer(node.input[1]), np.float64)
+            values = np.broadcast_to(values, (model.get_tensor_shape(node.input[0])[-1], values.shape[1]))
+            _, base, step = threshold_levels(node)
+            for name, value in (("n_steps", values.shape[1]), ("base", base), ("step", step)):
+                node.attribute.append(helper.make_attribute(name, value))
+            node.attribute.append(helper.make_attribute("thresholds", [float(v) for v in values.ravel()]))
+            del node.input[1]
+
+
 def _without_input_quantizer(model):
     """The host quantises: codes arrive on the input quantiser's grid, so the Quant node would be a wire."""
     model = copy.deepcopy(model)
@@ -177,6 +256,7 @@ def _without_input_quantizer(model):
             if source == first[0].output[0]:
                 node.input[index] = name
     model.graph.node.remove(first[0])
+    _thresholds_as_attributes(model)
     used = {name for node in model.graph.node for name in node.input}
     for unused in [i for i in model.graph.initializer if i.name not in used]:
         model.graph.initializer.remove(unused)
@@ -204,6 +284,8 @@ def _layer_config(model, analysis: Analysis, plan: dict) -> dict:
             precision["result"] = "auto"
         if node.name in analysis.accumulators:
             precision["accum"] = analysis.accumulators[node.name].precision()
+        elif node.op_type == "MultiThreshold":
+            precision["thresholds"] = _threshold_type(model, node, analysis).precision()
         elif node.op_type == "MaxPool":
             precision["accum"] = precision["result"]
         entry = {"Precision": precision}
@@ -212,6 +294,12 @@ def _layer_config(model, analysis: Analysis, plan: dict) -> dict:
         for prefix in {"Conv": ("", "Conv2D_"), "MatMul": ("", "Dense_"), "Add": ("", "bn_")}.get(node.op_type, ("",)):
             settings[prefix + node.name] = entry
     return settings
+
+
+def _threshold_type(model, node, analysis: Analysis) -> Fixed:
+    lsb = analysis.tensors[node.input[0]].lsb
+    codes = threshold_codes(model, node, lsb)
+    return Fixed(lsb, codes.min(), codes.max())
 
 
 def _is_dense_bias(model, node) -> bool:
@@ -277,6 +365,8 @@ def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
             raise ConvertError(
                 f"layer {layer.name}: type {layer.types['accum_t'].precision} is too narrow", where=tensor
             )
+        if layer.class_name == "MultiThreshold":
+            _check_weights(layer, source)
         rows.append(
             {
                 "name": source,
@@ -336,6 +426,10 @@ def _check_arithmetic(layer, source: str, reuse_factor: int, analysis: Analysis)
             f"2**{wanted.lsb})",
             where=f"layer {source}",
         )
+    _check_weights(layer, source)
+
+
+def _check_weights(layer, source: str) -> None:
     for weights in layer.get_weights():
         lsb, low, high = _fixed_of(weights.type.precision)
         codes = np.ldexp(np.asarray(weights.data, np.float64), -lsb)
@@ -376,6 +470,22 @@ def _set_fifo_depths(graph, layers: list[dict], plan: dict) -> None:
             if isinstance(getattr(variable, "pragma", None), tuple) and variable.pragma[0] == "stream":
                 tokens = math.prod(variable.shape[:-1])
                 variable.pragma = ("stream", max(2, tokens if inside else min(tokens, plan["fifo"]["chain_depth"])))
+
+
+def _overlaps(node) -> bool:
+    options = attributes(node)
+    return list(options.get("strides", [1, 1])) != list(options["kernel_shape"])
+
+
+def _any_pooling_stride(folder: Path) -> None:
+    """hls4ml asserts that pooling windows do not overlap; its line buffer is right for every stride, as tests show."""
+    path = folder / "firmware" / "nnet_utils" / "nnet_pooling_stream.h"
+    head, found, body = path.read_text().partition("void pooling2d_cl(")
+    rule = re.compile(r" *assert\(CONFIG_T::pool_height == CONFIG_T::stride_height[^\n]*\n")
+    changed, count = rule.subn("", body, count=1)
+    if not found or count != 1:
+        raise ConvertError("nnet_pooling_stream.h is not the one of hls4ml 1.3.0", where=path)
+    path.write_text(head + found + changed)
 
 
 def _keep_only_firmware(folder: Path) -> None:

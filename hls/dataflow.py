@@ -623,8 +623,8 @@ class _Builder:
             self._add(node.name, "merge", {"tokens": tokens}, reads, output)
         elif node.op_type == "Concat" and len(reads) == 2:
             self._concat(node, reads, output, options["axis"])
-        elif node.op_type in ("Relu", "Quant"):  # a quantiser that is part of no layer becomes an activation
-            name = node.name if node.op_type == "Relu" else f"{node.name}_act"
+        elif node.op_type in ("Relu", "MultiThreshold", "Quant"):  # a quantiser in no layer becomes an activation
+            name = f"{node.name}_act" if node.op_type == "Quant" else node.name
             self._add(name, "elementwise", {"tokens": tokens}, reads, output)
         else:
             raise DataflowError(f"the process of operation {node.op_type} is not known", where=f"node {node.name}",
@@ -741,7 +741,7 @@ def _read_shape(call: generated.Call, design: generated.Generated, values) -> tu
         return "clone", {"tokens": int(call.types[-1]) // size, "copies": len(call.outputs)}
     if function in ("add", "subtract", "multiply"):
         return "merge", {"tokens": config["n_elem"] // size}
-    if function in ("relu", "linear", "normalize", "hard_tanh"):
+    if function in ("relu", "linear", "normalize", "hard_tanh", "multithreshold"):
         return "elementwise", {"tokens": config["n_in"] // size}
     if function == "concatenate3d" and config["axis"] == 3:
         return "merge", {"tokens": config["n_elem1_0"] * config["n_elem1_1"]}

@@ -6,7 +6,6 @@ changes, from NCHW to NHWC.
 
 import contextlib
 import copy
-import hashlib
 import io
 import json
 import re
@@ -21,7 +20,9 @@ from qonnx.transformation.gemm_to_matmul import GemmToMatMul
 from qonnx.util.cleanup import cleanup_model
 
 from hls import onnxfile
+from hls.lower import fingerprint, lower, strip_host_operation
 from hls.onnxfile import GraphError
+from hls.thresholds import insert_thresholds
 
 _LAYERS = "slimgate_layers"
 
@@ -38,6 +39,7 @@ def load(path: str | Path) -> ModelWrapper:
             model = ModelWrapper(proto)
             names = _module_names(model)
             model = cleanup_model(model)
+            strip_host_operation(model)
     except Exception as error:  # a valid file whose nodes do not fit together fails anywhere in onnxruntime or qonnx
         raise GraphError(f"its shapes or constants cannot be computed: {onnxfile.first_line(error)}", where=path,
                          fix=onnxfile.AGAIN) from error  # fmt: skip
@@ -56,8 +58,7 @@ def _fingerprint(model: ModelWrapper, node) -> str | None:
     while (producer := model.find_producer(name)) is not None:
         name = producer.input[0]
     weights = model.get_initializer(name)
-    # + 0.0 makes -0.0 and 0.0, which sort as equals in any order, the same bytes
-    return None if weights is None else hashlib.sha256((np.sort(weights, axis=None) + 0.0).tobytes()).hexdigest()
+    return None if weights is None else fingerprint(weights)
 
 
 def _module_names(model: ModelWrapper) -> dict[str, str]:
@@ -86,6 +87,7 @@ def prepare(model: ModelWrapper) -> ModelWrapper:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        model = cleanup_model(lower(copy.deepcopy(model), _LAYERS))
         # before the layout changes: qonnx reads any transB of a Gemm behind a Flatten as true
         model = cleanup_model(model.transform(GemmToMatMul()))
         _refuse_shared_flatten(model)
@@ -101,6 +103,9 @@ def prepare(model: ModelWrapper) -> ModelWrapper:
     names = json.loads(model.get_metadata_prop(_LAYERS) or "{}")
     for node in mac_nodes(model):
         node.name = names.get(_fingerprint(model, node), node.name)  # becomes part of a C++ identifier
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        insert_thresholds(model)
     return model
 
 
@@ -151,8 +156,34 @@ def _sink_transposes(model: ModelWrapper) -> None:
                 place = list(model.graph.node).index(user) + 1
                 model.graph.node.insert(place, lower)
                 todo.append(model.graph.node[place])
-        if not model.find_consumers(transpose.output[0]) and transpose.output[0] != model.graph.output[0].name:
+            elif user.op_type in ("Concat", "Add") and all(
+                (producer := model.find_producer(name)) is not None and _permutation(producer) == _TO_NCHW
+                for name in user.input
+            ):
+                todo += _sink_below(model, user)
+        unread = not model.find_consumers(transpose.output[0]) and transpose.output[0] != model.graph.output[0].name
+        if unread and transpose in model.graph.node:
             model.graph.node.remove(transpose)
+
+
+def _sink_below(model: ModelWrapper, join) -> list:
+    """Let a node read channels last what only transposes hand it; return the transpose now behind it, and its own,
+    which may be unread now."""
+    above = [model.find_producer(name) for name in join.input]
+    join.input[:] = [transpose.input[0] for transpose in above]
+    shape = model.get_tensor_shape(join.output[0])
+    upper, lower = f"{join.output[0]}_nhwc", join.output[0]
+    join.output[0] = upper
+    model.set_tensor_shape(upper, [shape[i] for i in _TO_NHWC])
+    for attribute in join.attribute:
+        if attribute.name == "axis":
+            attribute.i = _TO_NHWC.index(attribute.i % 4)
+    place = list(model.graph.node).index(join) + 1
+    model.graph.node.insert(place, helper.make_node("Transpose", [upper], [lower], perm=_TO_NCHW))
+    for transpose in above:
+        if transpose in model.graph.node and not model.find_consumers(transpose.output[0]):
+            model.graph.node.remove(transpose)
+    return [model.graph.node[list(model.graph.node).index(join) + 1]]
 
 
 def _move_flatten_transpose_into_weights(model: ModelWrapper) -> None:

@@ -196,14 +196,14 @@ def _constant(model, analysis: Analysis, name: str) -> tuple[np.ndarray, int] | 
     values = model.get_initializer(name)
     if values is None:
         return None
-    lsb = _grid_of(np.asarray(values, np.float64))
+    lsb = grid_of(np.asarray(values, np.float64))
     if lsb is None:
         return None
     analysis.constants[name] = (np.round(np.ldexp(np.asarray(values, np.float64), -lsb)).astype(np.int64), lsb)
     return analysis.constants[name]
 
 
-def _grid_of(values: np.ndarray, widest: int = 24) -> int | None:
+def grid_of(values: np.ndarray, widest: int = 24) -> int | None:
     """The coarsest power of two of which all values are whole multiples, None if they need more than 24 bits."""
     if not np.all(np.isfinite(values)):
         return None
@@ -358,9 +358,59 @@ def _add(model, node, analysis: Analysis) -> Fixed:
     return total
 
 
+def _concat(model, node, analysis: Analysis) -> Fixed:
+    if len(node.input) != 2:
+        raise NotExact(node.name, f"it joins {len(node.input)} tensors, hls4ml 1.3.0 joins two", "join two at a time")
+    rank = len(model.get_tensor_shape(node.output[0]))
+    if attributes(node)["axis"] % rank != rank - 1:
+        raise NotExact(node.name, "it joins tensors along another axis than channels", "join channels")
+    sides = [_input(analysis, node, index) for index in range(2)]
+    lsb = min(s.lsb for s in sides)
+    for side in sides:
+        _check_width(node, side.lsb, side.lo, side.hi, at=lsb)
+    channels = [model.get_tensor_shape(name)[-1] for name in node.input]
+    low, high = (np.concatenate([np.broadcast_to(np.ravel(getattr(s.at(lsb), side)), (c,))
+                                 for s, c in zip(sides, channels, strict=True)]) for side in ("lo", "hi"))
+    return Fixed(lsb, low, high)
+
+
 def _relu(model, node, analysis: Analysis) -> Fixed:
     source = _input(analysis, node)
     return Fixed(source.lsb, np.maximum(source.lo, 0), np.maximum(source.hi, 0))
+
+
+def threshold_levels(node) -> tuple[int, int, int]:
+    """(lsb, lowest code, step in codes) of a MultiThreshold node."""
+    options = attributes(node)
+    step, base = options.get("out_scale", 1.0), options.get("out_bias", 0.0)
+    lsb = grid_of(np.array([step, base]))
+    if lsb is None:
+        raise NotExact(node.name, f"its levels {base:g} + n * {step:g} lie on no power-of-two grid", "use such scales")
+    return lsb, int(np.ldexp(base, -lsb)), int(np.ldexp(step, -lsb))
+
+
+def threshold_codes(model, node, lsb: int) -> np.ndarray:
+    """(channels, steps) int64 on the grid ``2**lsb``: the first code that is no less than each threshold."""
+    thresholds = np.asarray(model.get_initializer(node.input[1]), np.float64)
+    return np.ceil(np.ldexp(thresholds, -lsb)).astype(np.int64)
+
+
+def _multi_threshold(model, node, analysis: Analysis) -> Fixed:
+    source = _input(analysis, node)
+    lsb, base, step = threshold_levels(node)
+    rank, layout = len(model.get_tensor_shape(node.input[0])), attributes(node).get("data_layout", b"")
+    thresholds = model.get_initializer(node.input[1])
+    if layout != {2: b"NC", 4: b"NHWC"}.get(rank) or step <= 0 or np.any(np.diff(thresholds, axis=1) < 0):
+        raise NotExact(node.name, "its thresholds fall, or its channels are not last", "sort them, channels last")
+    codes = threshold_codes(model, node, source.lsb)
+    if np.any(np.ldexp(codes.astype(np.float64), source.lsb) != thresholds):
+        raise NotExact(node.name, "its thresholds are not on its input's grid", "round them up to that grid")
+    channels = model.get_tensor_shape(node.input[0])[-1]
+    low, high = (np.broadcast_to(np.ravel(b), (channels,)) for b in (source.lo, source.hi))
+    counts = [np.sum(codes <= bound[:, None], axis=1) for bound in (low, high)]
+    grid = Fixed(lsb, base + step * counts[0], base + step * counts[1])
+    analysis.quantizers[node.name] = Fixed(lsb, np.array(base), np.array(base + step * codes.shape[1]))
+    return grid
 
 
 def _same(model, node, analysis: Analysis) -> Fixed:
@@ -399,8 +449,10 @@ OPERATORS: dict[str, Callable] = {
     "Conv": _conv,
     "MatMul": _matmul,
     "Add": _add,
+    "Concat": _concat,
     "Relu": _relu,
     "MaxPool": _max_pool,
+    "MultiThreshold": _multi_threshold,
     "Flatten": _reshape,
     "Reshape": _reshape,
     "Identity": _same,

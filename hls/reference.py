@@ -11,7 +11,16 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
-from hls.numerics import FLOAT32_EXACT, Analysis, attributes, quantize_codes, quantizer_of, round_shift
+from hls.numerics import (
+    FLOAT32_EXACT,
+    Analysis,
+    attributes,
+    quantize_codes,
+    quantizer_of,
+    round_shift,
+    threshold_codes,
+    threshold_levels,
+)
 
 #: float64 holds every integer below this.
 FLOAT64_EXACT = 2**53
@@ -86,9 +95,26 @@ class Reference:
     def _add(self, node, tensors):
         return _sum(self._value(tensors, node.input[0]), self._value(tensors, node.input[1]))
 
+    def _concat(self, node, tensors):
+        sides = [self._value(tensors, name) for name in node.input]
+        lsb = min(side[1] for side in sides)
+        return np.concatenate([round_shift(codes, lsb - own) for codes, own in sides], axis=-1), lsb
+
     def _relu(self, node, tensors):
         codes, lsb = tensors[node.input[0]]
         return np.maximum(codes, 0), lsb
+
+    def _multithreshold(self, node, tensors):
+        codes, source = tensors[node.input[0]]
+        lsb, base, step = threshold_levels(node)
+        counts = np.empty_like(codes)
+        for channel, steps in enumerate(np.broadcast_to(
+                threshold_codes(self.model, node, source), (codes.shape[-1], self._steps(node)))):
+            counts[..., channel] = np.searchsorted(steps, codes[..., channel], side="right")
+        return base + step * counts, lsb
+
+    def _steps(self, node) -> int:
+        return self.model.get_initializer(node.input[1]).shape[1]
 
     def _maxpool(self, node, tensors):
         codes, lsb = tensors[node.input[0]]
@@ -131,7 +157,7 @@ class Census:
         return {**self._sums, **self._biased}
 
     def visit(self, node, codes: np.ndarray, lsb: int) -> None:
-        if node.op_type == "Quant":
+        if node.op_type in ("Quant", "MultiThreshold"):
             grid = self.analysis.quantizers[node.name]
             counts = np.bincount((codes - grid.min).ravel(), minlength=grid.max - grid.min + 1)
             self.quantizers[node.name] = self.quantizers.get(node.name, 0) + counts

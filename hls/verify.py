@@ -295,6 +295,8 @@ def wire_codes(network: Network, values: np.ndarray) -> np.ndarray:
     codes = np.ldexp(values, -network.grid.lsb).astype(np.int64)
     if len(prepared) > 1 and _channels_first(network):
         codes = np.moveaxis(codes, 1, -1)
+    if prepared[0] == 1 and codes.shape[1:] == prepared[1:]:
+        codes = codes[:, None]  # one dimension is carried as a picture of height 1
     if codes.shape[1:] != prepared:
         raise VerifyError(f"the file takes {codes.shape[1:]}, the prepared graph {prepared}", where=name,
                           fix="report the network")  # fmt: skip

@@ -1,0 +1,376 @@
+"""Operations that hardware does not have, written with those it has: an exact rewriting of a cleaned NCHW graph.
+
+What comes out computes the same function on integers (tests run both with qonnx): grouped, depthwise and dilated
+convolutions become dense ones with zero weights, an average over 2**k pixels a convolution by 2**-k, a multiplication
+by powers of two or a Pad that no convolution can take over one by a diagonal, 1-D pictures 2-D ones of height 1;
+weights with one power-of-two scale per channel, or of -1 and +1, become codes on one grid. What is not exact is left as
+it stands, for :mod:`hls.numerics` to refuse by name.
+"""
+
+import hashlib
+import json
+import math
+
+import numpy as np
+from onnx import helper
+from qonnx.custom_op.general.quant import quant
+
+from hls.numerics import NotExact, attributes, grid_of, log2_exact
+
+QUANT_DOMAIN = "qonnx.custom_op.general"
+#: Metadata key: which operation at the network's end the host runs.
+HOST = "slimgate_host"
+_SAMPLED = ("Conv", "MaxPool", "AveragePool")
+
+
+def lower(model, layers: str):
+    """Rewrite ``model`` in place and return it. ``layers``: the metadata key of the layers' names by fingerprint.
+
+    Shapes of the tensors must be known; those that a rewriting changes are set.
+    """
+    strip_host_operation(model)
+    _drop_identities(model)
+    _drop_edge_transposes(model)
+    _to_two_dimensions(model)
+    _pads_into_convolutions(model)
+    _averages(model)
+    _multiplications(model)
+    _plain_constants(model, layers)
+    _drop_unread(model)
+    return model
+
+
+# --------------------------------------------------------------------------- helpers
+
+
+def constant_values(model, name: str) -> np.ndarray | None:
+    """A constant in float64, its quantisers applied; None for anything that is not one."""
+    values = model.get_initializer(name)
+    if values is not None:
+        return np.asarray(values, np.float64)
+    node = model.find_producer(name)
+    if node is None or node.op_type not in ("Quant", "BipolarQuant"):
+        return None
+    inputs = [constant_values(model, i) for i in node.input]
+    if any(i is None for i in inputs):
+        return None
+    if node.op_type == "BipolarQuant":
+        return np.where(inputs[0] >= 0, 1.0, -1.0) * inputs[1]
+    options = attributes(node)
+    if np.any(inputs[2] != 0):
+        return None
+    rounding = options.get("rounding_mode", b"ROUND").decode()
+    try:
+        return quant(*inputs, bool(options.get("signed", 1)), bool(options.get("narrow", 0)), rounding)
+    except (ValueError, KeyError, AssertionError):  # a rounding mode or width that qonnx does not know
+        return None
+
+
+def new_constant(model, hint: str, values: np.ndarray, *, least_bits: int = 2) -> str | None:
+    """A quantised constant of exactly these values; None where they are no short binary fractions."""
+    lsb = grid_of(values)
+    if lsb is None:
+        return None
+    codes = np.ldexp(values, -lsb)
+    bits = max(int(max(codes.max(), -codes.min() - 1, 0)).bit_length() + 1, least_bits)
+    stem = hint
+    while model.get_initializer(f"{stem}_plain") is not None or model.find_producer(f"{stem}_codes") is not None:
+        stem += "_"
+    names = [f"{stem}_plain", f"{stem}_scale", f"{stem}_zero", f"{stem}_bits"]
+    for name, value in zip(names, (values, 2.0**lsb, 0.0, float(bits)), strict=True):
+        model.set_initializer(name, np.asarray(value, np.float32))
+    node = helper.make_node("Quant", names, [f"{stem}_codes"], name=f"{stem}_codes", domain=QUANT_DOMAIN, signed=1,
+                            narrow=0, rounding_mode="ROUND")  # fmt: skip
+    model.graph.node.insert(0, node)
+    model.set_tensor_shape(f"{stem}_codes", list(np.shape(values)))
+    return f"{stem}_codes"
+
+
+def _bypass(model, node) -> None:
+    """Take a node with one moving input out of the graph."""
+    source, target = node.input[0], node.output[0]
+    if target == model.graph.output[0].name:
+        producer = model.find_producer(source)
+        if producer is None or len(model.find_consumers(source)) > 1:
+            return  # nothing else would carry the output's name
+        producer.output[0] = target
+    else:
+        for reader in model.find_consumers(target):
+            reader.input[:] = [source if name == target else name for name in reader.input]
+    model.graph.node.remove(node)
+
+
+def _set_option(node, name: str, value) -> None:
+    for old in [a for a in node.attribute if a.name == name]:
+        node.attribute.remove(old)
+    node.attribute.append(helper.make_attribute(name, value))
+
+
+def _convolution(model, node, source: str, weights: np.ndarray, *, strides=(1, 1), pads=(0, 0, 0, 0)) -> bool:
+    """Put a convolution without bias in a node's place; False where its weights cannot be written exactly."""
+    name = new_constant(model, f"{node.name}_weights", weights)
+    if name is None:
+        return False
+    made = helper.make_node("Conv", [source, name], [node.output[0]], name=node.name, group=1, dilations=[1, 1],
+                            kernel_shape=list(weights.shape[2:]), strides=list(strides), pads=list(pads))  # fmt: skip
+    place = list(model.graph.node).index(node)
+    model.graph.node.remove(node)
+    model.graph.node.insert(place, made)
+    return True
+
+
+def _diagonal(channels: int, factors=1.0, kernel=(1, 1)) -> np.ndarray:
+    weights = np.zeros((channels, channels, *kernel))
+    weights[np.arange(channels), np.arange(channels)] = np.broadcast_to(factors, channels)[:, None, None]
+    return weights
+
+
+# --------------------------------------------------------------------------- the ends of the graph
+
+
+def strip_host_operation(model) -> None:
+    """A Softmax, LogSoftmax or ArgMax over the classes at the end changes no decision: the host runs it."""
+    while (last := model.find_producer(model.graph.output[0].name)) is not None:
+        if last.op_type not in ("Softmax", "LogSoftmax", "ArgMax", "TopK") or model.find_consumers(last.output[0]):
+            return
+        if last.op_type == "TopK" and np.ravel(model.get_initializer(last.input[1])) != 1:
+            return
+        shape, axis = model.get_tensor_shape(last.input[0]), attributes(last).get("axis", -1)
+        if len(shape) != 2 or axis % len(shape) != 1:
+            return
+        done = [last.op_type, *json.loads(model.get_metadata_prop(HOST) or "[]")]
+        model.set_metadata_prop(HOST, json.dumps(done))
+        model.graph.node.remove(last)
+        del model.graph.output[:]
+        info = model.get_tensor_valueinfo(last.input[0])
+        model.graph.output.append(info)
+        model.graph.value_info.remove(info)
+
+
+def _drop_unread(model) -> None:
+    """Quantisers of constants that nothing reads any more."""
+    results = {o.name for o in model.graph.output}
+    for node in reversed(list(model.graph.node)):
+        if not any(model.find_consumers(name) or name in results for name in node.output):
+            model.graph.node.remove(node)
+
+
+def _drop_identities(model) -> None:
+    for node in [n for n in model.graph.node if n.op_type in ("Identity", "Dropout")]:
+        _bypass(model, node)
+
+
+def _drop_edge_transposes(model) -> None:
+    """A file that takes channels last begins with a transpose: on the wire channels are last anyway."""
+    source = model.graph.input[0]
+    readers = model.find_consumers(source.name)
+    if len(readers) != 1 or readers[0].op_type != "Transpose":
+        return
+    if list(attributes(readers[0]).get("perm", [])) == [0, 3, 1, 2]:
+        shape = model.get_tensor_shape(source.name)
+        _bypass(model, readers[0])
+        model.set_tensor_shape(source.name, [shape[i] for i in (0, 3, 1, 2)])
+
+
+def _to_two_dimensions(model) -> None:
+    """(N, C, W) becomes (N, C, 1, W), where all of the graph can follow."""
+    moving = _moving(model)
+    flat = {n for n in moving if len(model.get_tensor_shape(n) or []) == 3}
+    if model.graph.input[0].name not in flat:
+        return
+    known = {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Quant", "BipolarQuant", "Add", "Mul",
+             "BatchNormalization", "Flatten", "Reshape", "Concat"}  # fmt: skip
+    nodes = [n for n in model.graph.node if flat & {*n.input, *n.output}]
+    if any(n.op_type not in known or (n.op_type == "Reshape" and n.output[0] in flat) for n in nodes):
+        return
+    parameters = set()
+    for node in nodes:
+        if node.op_type in _SAMPLED:
+            options = attributes(node)
+            for name, one in (("kernel_shape", 1), ("strides", 1), ("dilations", 1)):
+                if name in options:
+                    _set_option(node, name, [one, *options[name]])
+            left, right = options.get("pads", [0, 0])
+            _set_option(node, "pads", [0, left, 0, right])
+        if node.op_type == "Conv":
+            parameters.add(node.input[1])
+        elif node.op_type in ("Quant", "BipolarQuant", "Add", "Mul"):
+            parameters |= {i for i in node.input if i not in moving}
+    for name in parameters:
+        while model.get_initializer(name) is None:
+            producer = model.find_producer(name)
+            model.set_tensor_shape(name, _raised(model.get_tensor_shape(name)))
+            for other in producer.input[1:]:
+                model.set_initializer(other, _raise(model.get_initializer(other)))
+            name = producer.input[0]
+        model.set_initializer(name, _raise(model.get_initializer(name)))
+    for name in flat:
+        model.set_tensor_shape(name, _raised(model.get_tensor_shape(name)))
+
+
+def _raised(shape):
+    return [*shape[:-1], 1, shape[-1]] if len(shape) == 3 else list(shape)
+
+
+def _raise(values: np.ndarray) -> np.ndarray:
+    return values.reshape(_raised(values.shape))
+
+
+def _moving(model) -> set[str]:
+    names = {i.name for i in model.graph.input if model.get_initializer(i.name) is None}
+    for node in model.graph.node:
+        if names & set(node.input):
+            names |= set(node.output)
+    return names
+
+
+# --------------------------------------------------------------------------- operations
+
+
+def _pads_into_convolutions(model) -> None:
+    for node in [n for n in model.graph.node if n.op_type == "Pad"]:
+        shape = model.get_tensor_shape(node.input[0])
+        pads = model.get_initializer(node.input[1]) if len(node.input) > 1 else None
+        value = model.get_initializer(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
+        mode = attributes(node).get("mode", b"constant")
+        if mode != b"constant" or pads is None or len(pads) != 8 or value is None or np.any(value) or len(shape) != 4:
+            continue
+        before, after = [int(p) for p in pads[2:4]], [int(p) for p in pads[6:8]]
+        if any(pads[:2]) or any(pads[4:6]) or min(before + after) < 0:
+            continue
+        readers = model.find_consumers(node.output[0])
+        takes = all(r.op_type == "Conv" and attributes(r).get("auto_pad", b"NOTSET") == b"NOTSET" for r in readers)
+        if readers and takes and node.output[0] != model.graph.output[0].name:
+            for reader in readers:
+                old = attributes(reader).get("pads", [0] * 4)
+                _set_option(reader, "pads", [a + b for a, b in zip(old, before + after, strict=True)])
+            _bypass(model, node)
+        else:
+            _convolution(model, node, node.input[0], _diagonal(shape[1]), pads=before + after)
+
+
+def _averages(model) -> None:
+    for node in [n for n in model.graph.node if n.op_type in ("AveragePool", "GlobalAveragePool", "ReduceMean")]:
+        shape, options = model.get_tensor_shape(node.input[0]), attributes(node)
+        if len(shape) != 4:
+            continue
+        kernel, strides = options.get("kernel_shape"), options.get("strides", [1, 1])
+        pads = options.get("pads", [0] * 4)
+        if node.op_type != "AveragePool":
+            axes = options.get("axes")
+            if node.op_type == "ReduceMean" and axes is None and len(node.input) > 1:
+                axes = model.get_initializer(node.input[1])
+            if node.op_type == "ReduceMean" and (axes is None or sorted(int(a) % 4 for a in axes) != [2, 3]
+                                                 or not options.get("keepdims", 1)):
+                continue
+            kernel = shape[2:]
+        elif (options.get("auto_pad", b"NOTSET") != b"NOTSET" or options.get("ceil_mode")
+              or any(d != 1 for d in options.get("dilations", [1]))
+              or (any(pads) and not options.get("count_include_pad"))):
+            continue
+        if log2_exact(math.prod(kernel)) is None:
+            raise NotExact(node.name, f"an average over {math.prod(kernel)} values is no binary fraction",
+                           "average over 2, 4, 8, ... pixels")
+        weights = _diagonal(shape[1], 1 / math.prod(kernel), kernel)
+        _convolution(model, node, node.input[0], weights, strides=strides, pads=pads)
+
+
+def _multiplications(model) -> None:
+    """Mul or Div by powers of two, one for all or one per channel: into the layer before where nothing else reads it,
+    else a convolution or a dense layer of its own with a diagonal."""
+    moving = _moving(model)
+    for node in [n for n in model.graph.node if n.op_type in ("Mul", "Div") and n.output[0] in moving]:
+        place = 0 if node.input[0] in moving else 1
+        factors = constant_values(model, node.input[1 - place])
+        shape = model.get_tensor_shape(node.input[place])
+        if factors is None or (node.op_type == "Div" and place == 1) or len(shape) not in (2, 4):
+            continue
+        if np.any(factors == 0):
+            continue
+        factors = 1 / factors if node.op_type == "Div" else factors
+        aligned = factors.reshape([1] * (len(shape) - factors.ndim) + list(factors.shape))
+        if any(log2_exact(abs(float(f))) is None for f in factors.ravel()) or aligned.size not in (1, aligned.shape[1]):
+            continue
+        factors, source = np.broadcast_to(aligned.ravel(), shape[1]), node.input[place]
+        if len(shape) == 4:
+            _convolution(model, node, source, _diagonal(shape[1], factors))
+        elif (name := new_constant(model, f"{node.name}_weights", np.diag(factors))) is not None:
+            made = helper.make_node("MatMul", [source, name], [node.output[0]], name=node.name)
+            model.graph.node.insert(list(model.graph.node).index(node), made)
+            model.graph.node.remove(node)
+
+
+def _plain_constants(model, layers: str) -> None:
+    """Weights and biases whose quantiser hardware does not have, and kernels with holes: codes on one grid."""
+    names = json.loads(model.get_metadata_prop(layers) or "{}")
+    for node in list(model.graph.node):
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        for index in range(1, len(node.input)):
+            name = node.input[index]
+            values = constant_values(model, name) if name else None
+            if values is None:
+                continue
+            holes = index == 1 and node.op_type == "Conv" and _has_holes(node) and values.ndim == 4
+            if not holes and not _needs_codes(model, name):
+                continue
+            dense = _dense_kernel(model, node, values) if holes else values
+            hint = f"{node.name}_{'weights' if index == 1 else 'bias'}"
+            made = None if dense is None else new_constant(model, hint, dense)
+            if made is None:
+                continue
+            if index == 1:
+                old, new = fingerprint(_root(model, name)), fingerprint(dense.astype(np.float32))
+                if old in names:
+                    names[new] = names[old]
+            if holes:
+                _set_option(node, "group", 1)
+                _set_option(node, "dilations", [1, 1])
+                _set_option(node, "kernel_shape", list(dense.shape[2:]))
+            node.input[index] = made
+    model.set_metadata_prop(layers, json.dumps(names))
+
+
+def _root(model, name: str) -> np.ndarray:
+    while (producer := model.find_producer(name)) is not None:
+        name = producer.input[0]
+    return model.get_initializer(name)
+
+
+def fingerprint(weights: np.ndarray) -> str:
+    """Identifies a layer by its weights, whatever their layout: cleaning reorders nodes and transposes weights."""
+    # + 0.0 makes -0.0 and 0.0, which sort as equals in any order, the same bytes
+    return hashlib.sha256((np.sort(weights, axis=None) + 0.0).tobytes()).hexdigest()
+
+
+def _needs_codes(model, name: str) -> bool:
+    """A quantiser whose parameters are per channel, or that knows only -1 and +1."""
+    node = model.find_producer(name)
+    if node is None:
+        return False
+    if node.op_type == "BipolarQuant":
+        return True
+    if node.op_type != "Quant":
+        return False
+    scale, width = (np.ravel(model.get_initializer(i)) for i in (node.input[1], node.input[3]))
+    one_bit = bool(attributes(node).get("signed", 1)) and np.any(width == 1)
+    return bool(np.any(scale != scale[0]) or np.any(width != width[0]) or one_bit)
+
+
+def _has_holes(node) -> bool:
+    options = attributes(node)
+    return options.get("group", 1) != 1 or any(d != 1 for d in options.get("dilations", [1]))
+
+
+def _dense_kernel(model, node, values: np.ndarray) -> np.ndarray | None:
+    """(O, I/group, kH, kW) -> (O, I, kH', kW') with zeros between groups and between dilated taps."""
+    options, channels = attributes(node), model.get_tensor_shape(node.input[0])[1]
+    group, (down, right) = options.get("group", 1), options.get("dilations", [1, 1])
+    outputs, inputs, height, width = values.shape
+    if inputs * group != channels or outputs % group:
+        return None
+    dense = np.zeros((outputs, channels, (height - 1) * down + 1, (width - 1) * right + 1))
+    for g in range(group):
+        own = slice(g * outputs // group, (g + 1) * outputs // group)
+        dense[own, g * inputs : (g + 1) * inputs, ::down, ::right] = values[own]
+    return dense

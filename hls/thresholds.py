@@ -1,0 +1,179 @@
+"""Floating-point arithmetic between an accumulator and a quantiser, as integer thresholds.
+
+A chain such as BatchNormalization, Relu, Quant is a monotone function of one integer per channel. It is evaluated, by
+qonnx itself, for every value the accumulator can take; where its output steps up is a threshold. What comes out is a
+MultiThreshold node of QONNX and exact by construction. A channel that falls instead of rising (negative gamma) gets the
+signs of its weights turned round first. A chain that does not end in a quantiser is left, and refused later.
+"""
+
+import numpy as np
+from onnx import TensorProto, helper
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+
+from hls.lower import QUANT_DOMAIN, constant_values, new_constant
+from hls.numerics import FLOAT32_EXACT, OPERATORS, Analysis, Fixed, NotExact, log2_exact, quantizer_of
+
+#: Values of one chain, all channels together, that are evaluated at most.
+MOST_VALUES = 2**24
+#: Comparators of one channel; an 8-bit quantiser has 255.
+MOST_STEPS = 255
+_FLOATING = ("BatchNormalization", "Mul", "Div", "Add", "Sub", "Relu")
+
+
+def insert_thresholds(model) -> None:
+    """Replace, in place, every chain of a prepared graph that has an exact form."""
+    while _insert_one(model):
+        pass
+
+
+def _insert_one(model) -> bool:
+    analysis = Analysis()
+    for node in model.graph.node:
+        operator = OPERATORS.get(node.op_type)
+        try:
+            if operator is None:
+                raise NotExact(node.name, "unknown", "")
+            analysis.tensors[node.output[0]] = operator(model, node, analysis)
+        except NotExact:
+            return node.input[0] in analysis.tensors and _replace(model, node, analysis.tensors[node.input[0]])
+    return False
+
+
+def _chain(model, node) -> list | None:
+    """The nodes from ``node`` to the quantiser, each the only reader of the one before."""
+    found = []
+    while True:
+        found.append(node)
+        if node.op_type in ("Quant", "BipolarQuant"):
+            return found
+        if node.op_type not in _FLOATING or any(model.get_initializer(name) is None for name in node.input[1:]):
+            return None
+        readers = model.find_consumers(node.output[0])
+        if len(readers) != 1 or node.output[0] == model.graph.output[0].name:
+            return None
+        node = readers[0]
+
+
+def _levels(model, node) -> tuple[float, float, int] | None:
+    """(lowest value, step, number of steps) of a quantiser."""
+    if node.op_type == "BipolarQuant":
+        scale = model.get_initializer(node.input[1])
+        if scale is None or np.size(scale) != 1 or log2_exact(float(np.ravel(scale)[0])) is None:
+            return None
+        return -float(np.ravel(scale)[0]), 2 * float(np.ravel(scale)[0]), 1
+    try:
+        quantizer = quantizer_of(model, node)
+    except NotExact:
+        return None
+    if quantizer.hi - quantizer.lo > MOST_STEPS:
+        return None
+    return quantizer.lo * 2.0**quantizer.lsb, 2.0**quantizer.lsb, quantizer.hi - quantizer.lo
+
+
+def _replace(model, first, source: Fixed) -> bool:
+    chain = _chain(model, first)
+    levels = chain and _levels(model, chain[-1])
+    if not levels or max(source.max, -source.min) + 1 >= FLOAT32_EXACT:
+        return False
+    shape = model.get_tensor_shape(first.input[0])
+    low, high = (np.broadcast_to(np.ravel(b), shape[-1]) for b in (source.lo, source.hi))
+    span = int((high - low).max()) + 1
+    if span * shape[-1] > MOST_VALUES:
+        return False
+    codes = np.minimum(low + np.arange(span)[:, None], high)
+    values = _evaluate(model, chain, np.ldexp(codes.astype(np.float64), source.lsb))
+    if values is None:
+        return False
+    base, step, steps = levels
+    counts = np.round((values.astype(np.float64) - base) / step).astype(np.int64)
+    change = np.diff(counts, axis=0)
+    falling = np.any(change < 0, axis=0)
+    if np.any(falling & np.any(change > 0, axis=0)):
+        return False
+    if np.any(falling):
+        return _turn_round(model, first, falling)
+    # the first code that reaches a level; past the end for a level that none reaches
+    reached = np.stack([np.sum(counts < level, axis=0) for level in range(1, steps + 1)], axis=1)
+    thresholds = np.where(reached < span, low[:, None] + reached, high[:, None] + 1)
+    thresholds = np.minimum(thresholds, high[:, None] + 1)
+    last = chain[-1]
+    name = f"{last.name}_thresholds"
+    model.set_initializer(name, np.ldexp(thresholds.astype(np.float64), source.lsb).astype(np.float32))
+    made = helper.make_node("MultiThreshold", [first.input[0], name], [last.output[0]], name=f"{last.name}_levels",
+                            domain=QUANT_DOMAIN, out_dtype="INT32", out_scale=float(step), out_bias=float(base),
+                            data_layout={2: "NC", 4: "NHWC"}[len(shape)])  # fmt: skip
+    place = list(model.graph.node).index(first)
+    for node in chain:
+        model.graph.node.remove(node)
+    model.graph.node.insert(place, made)
+    return True
+
+
+def _evaluate(model, chain: list, values: np.ndarray) -> np.ndarray | None:
+    """The chain on (n, channels) values, by qonnx."""
+    channels = values.shape[1]
+    nodes, constants, name = [], {}, "chain_in"
+    for index, node in enumerate(chain):
+        inputs = [name]
+        for parameter in node.input[1:]:
+            constant = model.get_initializer(parameter)
+            if constant is None or np.size(constant) not in (1, channels):
+                return None
+            per_channel = np.size(constant) == channels and channels > 1
+            shape = (channels,) if per_channel or node.op_type == "BatchNormalization" else ()
+            constants[parameter] = np.asarray(constant, np.float32).reshape(shape)
+            inputs.append(parameter)
+        name = f"chain_{index}"
+        made = helper.make_node(node.op_type, inputs, [name], name=name)
+        made.attribute.extend(a for a in node.attribute if a.name not in ("data_layout", "training_mode"))
+        made.domain = QUANT_DOMAIN if node.op_type in ("Quant", "BipolarQuant") else ""
+        nodes.append(made)
+    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, values.shape) for n in ("chain_in", name)]
+    graph = helper.make_graph(nodes, "chain", info[:1], info[1:])
+    opsets = [helper.make_opsetid(QUANT_DOMAIN, 2), helper.make_opsetid("", 20)]
+    small = ModelWrapper(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    for parameter, constant in constants.items():
+        small.set_initializer(parameter, constant)
+    for index in range(len(nodes) - 1):
+        small.set_tensor_shape(f"chain_{index}", list(values.shape))
+    return execute_onnx(small, {"chain_in": values.astype(np.float32)})[name]
+
+
+def _turn_round(model, norm, channels: np.ndarray) -> bool:
+    """Negate the accumulators of some channels and, to make up for it, gamma and mean of their BatchNormalization."""
+    layer = model.find_producer(norm.input[0])
+    if norm.op_type != "BatchNormalization" or layer is None or len(model.find_consumers(norm.input[0])) > 1:
+        return False
+    sign = np.where(channels, -1.0, 1.0)
+    edits = []
+    if layer.op_type == "Add":
+        edits.append((layer, 1, sign))
+        layer = model.find_producer(layer.input[0])
+        if layer is None or len(model.find_consumers(layer.output[0])) > 1:
+            return False
+    if layer.op_type == "MatMul":
+        edits.append((layer, 1, sign[None, :]))
+    elif layer.op_type == "Conv":
+        edits.append((layer, 1, sign[:, None, None, None]))
+        edits += [(layer, 2, sign)] if len(layer.input) > 2 and layer.input[2] else []
+    else:
+        return False
+    values = [constant_values(model, node.input[index]) for node, index, _ in edits]
+    if any(v is None for v in values):
+        return False
+    names = [new_constant(model, f"{node.name}_turned{index}", value * factor)
+             for (node, index, factor), value in zip(edits, values, strict=True)]
+    if any(name is None for name in names):
+        return False
+    for (node, index, _), name in zip(edits, names, strict=True):
+        old = node.input[index]
+        node.input[index] = name
+        producer = model.find_producer(old)
+        if producer is not None and not model.find_consumers(old):
+            model.graph.node.remove(producer)
+    for index in (1, 3):
+        old = np.asarray(model.get_initializer(norm.input[index]))
+        norm.input[index] = f"{norm.input[index]}_turned"
+        model.set_initializer(norm.input[index], (old * sign).astype(np.float32))
+    return True

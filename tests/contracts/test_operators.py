@@ -1,0 +1,483 @@
+"""Every operation with every attribute that the documentation promises: C simulation gives torch's codes, all of them.
+
+Each case is a network of its own, so that a failing one names itself. ``CASES`` is read by the documentation's test:
+every row of ``docs/operators.md`` names its evidence here.
+"""
+
+import functools
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from boards.errors import SlimgateError
+from hls import csim, graph, numerics
+from hls.lower import HOST
+from hls.reference import Reference
+from tests.graphs import DOMAIN, Net, prepared
+from tests.hil.converted import convert_net
+
+#: Compiling takes most of the time; what the C++ means does not depend on the level.
+FLAGS = ("-O0", *csim.FLAGS[1:])
+
+
+class Wide(Net):
+    """More of ONNX than ``Net`` needs for the networks of this project."""
+
+    def kernel(self, shape, *, bits=4, lsb=-3, name=None, scales=None, bipolar=False) -> str:
+        """Quantised weights; ``scales``: exponents, one per output channel."""
+        name = name or f"kernel{len(self.nodes)}"
+        if bipolar:
+            return self.bipolar(self.constant(self.random.normal(size=shape), f"{name}.weight"), lsb)
+        if scales is None:
+            return self.weights(shape, bits, lsb, name)
+        limit = 2 ** (bits - 1) - 1
+        codes = self.random.integers(-limit, limit + 1, shape).astype(np.float64)
+        factors = 2.0 ** np.reshape(scales, (-1, *[1] * (len(shape) - 1)))
+        made = self.constant(codes * factors, f"{name}.weight")
+        inputs = [made, self.constant(factors), self.constant(0.0), self.constant(bits)]
+        return self.node("Quant", inputs, torch.from_numpy(codes * factors), domain=DOMAIN, signed=1, narrow=1,
+                         rounding_mode="ROUND")  # fmt: skip
+
+    def bipolar(self, x, lsb=0) -> str:
+        value = torch.where(self._of(x) >= 0, 1.0, -1.0).double() * 2.0**lsb
+        return self.node("BipolarQuant", [x, self.constant(2.0**lsb)], value, domain=DOMAIN)
+
+    def convolve(
+        self, x, filters, kernel=(3, 3), *, strides=None, pads=None, dilations=None, group=1, bias=True, **options
+    ) -> str:
+        """Convolution of any rank; ``pads`` as in ONNX."""
+        rank = len(kernel)
+        strides, dilations, pads = strides or [1] * rank, dilations or [1] * rank, pads or [0] * 2 * rank
+        w = self.kernel((filters, self.values[x].shape[1] // group, *kernel), **options)
+        b = self.bias(filters, -11, options.get("name") or f"bias{len(self.nodes)}") if bias else None
+        sides = [p for axis in reversed(range(rank)) for p in (pads[axis], pads[axis + rank])]
+        value = {1: functional.conv1d, 2: functional.conv2d}[rank](
+            functional.pad(self.values[x], sides), self._of(w), self._of(b) if b else None, tuple(strides), 0,
+            tuple(dilations), group)  # fmt: skip
+        return self.node("Conv", [x, w, *([b] if b else [])], value, group=group, strides=strides, dilations=dilations,
+                         pads=pads, kernel_shape=list(kernel))  # fmt: skip
+
+    def average(self, x, kernel, strides=None) -> str:
+        strides = strides or kernel
+        pool = functional.avg_pool2d if len(kernel) == 2 else functional.avg_pool1d
+        value = pool(self.values[x], tuple(kernel), tuple(strides))
+        return self.node("AveragePool", [x], value, kernel_shape=list(kernel), strides=list(strides))
+
+    def global_average(self, x) -> str:
+        axes = tuple(range(2, self.values[x].dim()))
+        return self.node("GlobalAveragePool", [x], self.values[x].mean(axes, keepdim=True))
+
+    def pool(self, x, kernel, strides=None) -> str:
+        strides = strides or kernel
+        pool = functional.max_pool2d if len(kernel) == 2 else functional.max_pool1d
+        value = pool(self.values[x], tuple(kernel), tuple(strides))
+        return self.node("MaxPool", [x], value, kernel_shape=list(kernel), strides=list(strides), ceil_mode=0,
+                         pads=[0] * 2 * len(kernel), dilations=[1] * len(kernel))  # fmt: skip
+
+    def times(self, x, factors, *, divide=False) -> str:
+        factors = np.asarray(factors, np.float64)
+        other = torch.from_numpy(np.asarray(1 / factors if divide else factors))
+        name = self.constant(factors, f"factors{len(self.nodes)}")
+        return self.node("Div" if divide else "Mul", [x, name], self.values[x] * other)
+
+    def pad(self, x, top, left, bottom, right) -> str:
+        name = f"pads{len(self.nodes)}"
+        self.constants[name] = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
+        value = functional.pad(self.values[x], (left, right, top, bottom))
+        return self.node("Pad", [x, name], value, mode="constant")
+
+    def concat(self, *inputs) -> str:
+        return self.node("Concat", list(inputs), torch.cat([self.values[i] for i in inputs], 1), axis=1)
+
+    def norm(self, x, *, negative=False) -> str:
+        """BatchNormalization with parameters that are no binary fractions."""
+        count = self.values[x].shape[1]
+        axes = [a for a in range(self.values[x].dim()) if a != 1]
+        gamma = self.random.uniform(0.5, 1.5, count) * np.where(negative & (np.arange(count) % 2 == 1), -1, 1)
+        beta = self.random.normal(0, 0.3, count)
+        mean, var = self.values[x].mean(axes).numpy(), self.values[x].var(axes).numpy() + 0.01
+        name = f"norm{len(self.nodes)}"
+        made = [self.constant(v, f"{name}.{k}") for k, v in
+                (("gamma", gamma), ("beta", beta), ("mean", mean), ("var", var))]  # fmt: skip
+        g, b, m, v = (torch.from_numpy(np.asarray(self.constants[n], np.float64)) for n in made)
+        shape = [1, count] + [1] * (self.values[x].dim() - 2)
+        scaled = (self.values[x] - m.reshape(shape)) / torch.sqrt(v.reshape(shape) + 1e-5) * g.reshape(shape)
+        return self.node("BatchNormalization", [x, *made], scaled + b.reshape(shape), epsilon=1e-5)
+
+    def body(self, x, bits=4) -> str:
+        """A quantiser that uses its range well, behind a ReLU."""
+        return self.relu_quant(x, bits)
+
+
+CASES: dict[str, object] = {}
+
+
+def case(build):
+    CASES[build.__name__] = build
+    return build
+
+
+def picture(shape=(3, 5, 4), **options) -> Wide:
+    return Wide(shape, **{"samples": 12, "bits": 4} | options)
+
+
+def _convolution(name, *, shape=(2, 5, 4), filters=2, **options):
+    def build():
+        net = picture(shape)
+        return net.head(net.body(net.convolve(net.input, filters, **options)))
+
+    CASES[name] = build
+
+
+_convolution("conv_pointwise", kernel=(1, 1))
+_convolution("conv_strided_pointwise", kernel=(1, 1), strides=[2, 2])
+_convolution("conv_asymmetric_padding", pads=[0, 1, 2, 0])
+_convolution("conv_uneven_kernel_and_strides", kernel=(2, 3), strides=[2, 1], bias=False)
+_convolution("conv_dilated", kernel=(2, 2), dilations=[2, 1], pads=[1, 0, 1, 0])
+_convolution("conv_depthwise", shape=(3, 5, 4), filters=3, group=3, pads=[1, 1, 1, 1])
+_convolution("conv_depthwise_multiplier", shape=(2, 5, 4), filters=6, group=2)
+_convolution("conv_grouped", shape=(4, 4, 4), filters=6, group=2, strides=[2, 2], pads=[1, 1, 1, 1])
+_convolution("conv_scale_per_channel", filters=3, scales=[-3, -5, -1])
+_convolution("conv_bipolar_weights", bipolar=True, lsb=-1)
+
+
+@case
+def conv_of_one_dimension():
+    net = picture((2, 9))
+    x = net.body(net.convolve(net.input, 3, (3,), strides=[2], pads=[1, 0]))
+    return net.head(net.pool(x, (2,)))
+
+
+@case
+def average_pool():
+    net = picture((2, 6, 4))
+    x = net.body(net.convolve(net.input, 3, (1, 1)))
+    return net.head(net.quant(net.average(x, (2, 2)), 5, signed=False))
+
+
+@case
+def average_pool_overlapping():
+    net = picture((2, 5, 5))
+    return net.head(net.average(net.body(net.convolve(net.input, 2, (1, 1))), (2, 2), (1, 2)))
+
+
+@case
+def global_average_pool():
+    net = picture((2, 4, 4))
+    x = net.global_average(net.body(net.convolve(net.input, 3, (3, 3), pads=[1] * 4)))
+    return net.head(net.quant(x, 6, signed=False), 3)
+
+
+@case
+def max_pool_uneven():
+    net = picture((2, 5, 6))
+    return net.head(net.pool(net.body(net.convolve(net.input, 2, (1, 1))), (2, 3)))
+
+
+@case
+def max_pool_overlapping():
+    net = picture((2, 5, 6))
+    return net.head(net.pool(net.body(net.convolve(net.input, 2, (1, 1))), (3, 2), (2, 1)))
+
+
+@case
+def max_pool_with_gaps():
+    net = picture((2, 5, 6))
+    return net.head(net.pool(net.body(net.convolve(net.input, 2, (1, 1))), (2, 2), (3, 4)))
+
+
+@case
+def multiplication_by_powers_of_two():
+    net = picture((2, 4, 4))
+    x = net.body(net.convolve(net.input, 2, (1, 1)))
+    x = net.times(x, np.reshape([0.5, -4.0], (1, 2, 1, 1)))
+    return net.finish(net.times(net.dense(net.flatten(net.quant(x, 6)), 3), 8.0, divide=True))
+
+
+@case
+def pad_before_a_convolution():
+    net = picture((2, 4, 3))
+    return net.head(net.body(net.convolve(net.pad(net.input, 1, 0, 2, 1), 3)))
+
+
+@case
+def pad_of_its_own():
+    net = picture((2, 4, 3))
+    x = net.pad(net.body(net.convolve(net.input, 2, (1, 1))), 1, 0, 1, 1)
+    return net.head(net.pool(x, (2, 2)))
+
+
+@case
+def concat_of_two_scales():
+    net = picture((2, 4, 4))
+    x, y = (net.body(net.convolve(net.input, n, (1, 1)), bits) for n, bits in ((2, 4), (3, 6)))
+    return net.head(net.body(net.convolve(net.concat(x, y), 2, (3, 3))))
+
+
+@case
+def add_of_two_scales():
+    net = picture((2, 4, 4))
+    x, y = (net.quant(net.convolve(net.input, 3, (1, 1)), bits) for bits in (4, 7))
+    return net.head(net.body(net.add(x, y)))
+
+
+@case
+def identity_and_dropout():
+    net = picture((2, 3, 3))
+    x = net.body(net.convolve(net.input, 2, pads=[1] * 4))
+    x = net.node("Identity", [x], net.values[x])
+    return net.head(net.node("Dropout", [x], net.values[x]))
+
+
+@case
+def dense_without_bias():
+    net = Wide((6,), bits=4, samples=12)
+    x = net.relu_quant(net.dense(net.input, 5, bias=None))
+    return net.finish(net.dense(x, 4, gemm=False, bias=None))
+
+
+@case
+def dense_scale_per_channel():
+    net = Wide((6,), bits=4, samples=12)
+    return net.finish(net.dense(net.input, 4, weights=net.kernel((4, 6), scales=[-1, -2, -3, -6]), bias=None))
+
+
+@case
+def quantizers_of_many_kinds():
+    net = Wide((5,), bits=8, signed=True, samples=24)
+    x = net.quant(net.dense(net.input, 6, name="a"), 16, rounding="FLOOR")
+    x = net.quant(net.dense(x, 5, name="b"), 3, narrow=True)
+    return net.finish(net.quant(net.dense(x, 5, name="c"), 7))
+
+
+@case
+def quantizer_unsigned_one_bit():
+    net = Wide((6,), bits=4, signed=True, samples=24)
+    x = net.quant(net.dense(net.input, 8, bias=None, name="a"), 1, -3, signed=False)
+    return net.finish(net.dense(x, 4, name="b"))
+
+
+@case
+def batch_norm_before_a_quantizer():
+    net = picture((2, 4, 4))
+    x = net.body(net.norm(net.convolve(net.input, 4, (1, 1), bits=3), negative=True), 3)
+    x = net.quant(net.norm(net.convolve(x, 3, (2, 2), bits=3, bias=False)), 3, -1)
+    return net.head(x)
+
+
+@case
+def batch_norm_behind_a_dense_layer():
+    net = Wide((6,), bits=3, samples=24)
+    return net.finish(net.dense(net.relu_quant(net.norm(net.dense(net.input, 5, name="a"), negative=True), 4), 4))
+
+
+@case
+def bipolar_activations_and_weights():
+    net = Wide((7,), bits=4, signed=True, samples=48)
+    x = net.input
+    for inputs in (7, 8):
+        w = net.kernel((inputs, 8), bipolar=True, lsb=0)
+        x = net.bipolar(net.norm(net.dense(x, 8, weights=w, bias=None, gemm=False)), -1)
+    return net.finish(net.dense(x, 4))
+
+
+@case
+def softmax_for_the_host():
+    net = Wide((6,), bits=4, samples=12)
+    x = net.dense(net.input, 4)
+    y = net.node("Softmax", [x], torch.softmax(net.values[x], 1), axis=1)
+    net.finish(y)
+    net.output = x  # what the board computes
+    return net
+
+
+# ---------------------------------------------------------------------- random graphs
+
+
+def random_network(number: int) -> Wide:
+    """Two or three layers and what may stand between them, drawn at random; a failing number names itself."""
+    random = np.random.default_rng(number)
+
+    def pick(*choices):
+        return choices[random.integers(len(choices))]
+
+    net = picture((pick(1, 2, 4), int(random.integers(4, 7)), int(random.integers(4, 7))), seed=number)
+    x = net.input
+    for _ in range(pick(1, 2)):
+        group = pick(1, net.values[x].shape[1])
+        kernel = [min(pick(1, 2, 3), size) for size in net.values[x].shape[2:]]
+        x = net.convolve(x, group * pick(1, 2), kernel, group=group, strides=[pick(1, 2), 1], bias=pick(True, False),
+                         pads=[int(p) for p in random.integers(0, 2, 4)], bipolar=pick(False, False, True))  # fmt: skip
+        x = net.norm(x, negative=pick(True, False)) if pick(True, False) else x
+        x = net.body(x, pick(2, 3, 4)) if pick(True, False) else net.quant(x, pick(2, 3))
+        if min(net.values[x].shape[2:]) >= 2:
+            step = pick("none", "max", "average", "concat", "add")
+            if step in ("max", "average"):
+                x = (net.pool if step == "max" else net.average)(x, (2, pick(1, 2)))
+            elif step == "concat":
+                x = net.concat(x, net.quant(net.convolve(x, 2, (1, 1)), 3))
+            elif step == "add":
+                x = net.add(x, net.quant(net.convolve(x, net.values[x].shape[1], (1, 1)), 3))
+    return net.head(x, 3)
+
+
+for _number in (1, 2, 3, 4):
+    CASES[f"random_{_number}"] = functools.partial(random_network, _number)
+
+
+# ---------------------------------------------------------------------- the proof
+
+
+@functools.cache
+def everything(session: str) -> dict:
+    """Name -> (converted, library) or the error; converted one by one, compiled side by side."""
+    folder = Path(tempfile.mkdtemp(prefix="slimgate-operators-"))
+    made = {}
+    flags, csim.FLAGS = csim.FLAGS, FLAGS
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for name, build in CASES.items():
+                try:
+                    found = convert_net(build(), folder / name)
+                    made[name] = found, pool.submit(csim.compile_design, found.project, found.io)
+                except (SlimgateError, AssertionError) as error:  # told by the case's own test
+                    made[name] = error
+            for found in made.values():
+                if isinstance(found, tuple):
+                    found[1].exception()
+    finally:
+        csim.FLAGS = flags
+    return made
+
+
+def prove(found, library) -> int:
+    """Zero differing codes between torch, qonnx, the reference and C simulation; the outputs say something."""
+    expected = found.expected.reshape(len(found.net.codes), -1)
+    values = np.unique(expected, axis=0)
+    assert len(values) > len(expected) / 3, "the outputs do not depend on the inputs"
+    assert sum(len(np.unique(column)) > 1 for column in expected.T) > expected.shape[1] / 2
+    inputs = found.net.codes.reshape(-1, *found.io["input"]["shape"])
+    codes, lsb = Reference(found.model, found.analysis).run(inputs)
+    scale = found.io["output"]["scale_log2"]
+    assert np.array_equal(codes.reshape(expected.shape) << (lsb - scale), expected), "reference"
+    assert np.array_equal(csim.run(library, inputs, found.io), expected), "C simulation"
+    return expected.size
+
+
+def same_function(net, model) -> None:
+    """The prepared graph computes with qonnx what torch computed, tensor for tensor of the reference."""
+    analysis = numerics.analyze(model)
+    shape = graph.input_shape(model)
+    inputs = np.moveaxis(net.inputs, 1, -1).reshape(-1, *shape)
+    wanted = graph.execute(model, inputs, tensors=True)
+    found: dict[str, tuple] = {}
+
+    def visit(node, codes, lsb):
+        found[node.output[0]] = codes, lsb
+
+    Reference(model, analysis).run(net.codes.reshape(-1, *shape), visit=visit)
+    for name, (codes, lsb) in found.items():
+        assert np.array_equal(np.ldexp(codes.astype(np.float64), lsb), wanted[name]), name
+    assert np.array_equal(wanted[model.graph.output[0].name].ravel(), net.outputs.ravel())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_operator(name):
+    made = everything("")[name]
+    if isinstance(made, Exception):
+        raise made
+    found, library = made
+    same_function(found.net, found.model)
+    assert prove(found, library.result()) > 20
+
+
+def test_the_host_is_told_what_it_runs():
+    model = prepared(CASES["softmax_for_the_host"]())
+    assert model.get_metadata_prop(HOST) == '["Softmax"]'
+    assert model.graph.node[-1].op_type == "Add"
+
+
+def test_names_of_layers_survive_the_rewriting():
+    net = picture((2, 3, 3))
+    x = net.body(net.convolve(net.input, 4, (2, 2), group=2, name="block.depthwise"))
+    assert [n.name for n in graph.mac_nodes(prepared(net.head(x)))] == ["block_depthwise", "head"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_random_networks_equal_qonnx_and_torch(number):
+    """Every tensor of the reference; those with a number below end in C simulation as well."""
+    net = random_network(number)
+    same_function(net, prepared(net))
+
+
+# ---------------------------------------------------------------------- what stays refused
+
+
+def norm_at_the_output():
+    net = Wide((6,), bits=4)
+    return net.finish(net.norm(net.dense(net.input, 3)))
+
+
+def norm_before_an_addition():
+    net = picture((2, 4, 4))
+    x = net.convolve(net.input, 2, (1, 1))
+    return net.head(net.body(net.add(net.norm(x), net.quant(x, 4))))
+
+
+def norm_before_sixteen_bits():
+    net = picture((2, 4, 4))
+    return net.head(net.quant(net.norm(net.convolve(net.input, 2, (1, 1))), 16))
+
+
+def average_over_nine():
+    net = picture((2, 6, 6))
+    return net.head(net.quant(net.average(net.body(net.convolve(net.input, 2, (1, 1))), (3, 3)), 4))
+
+
+def multiplication_by_three():
+    net = picture((2, 4, 4))
+    return net.finish(net.times(net.dense(net.flatten(net.body(net.convolve(net.input, 2))), 3), 3.0))
+
+
+def concat_of_three():
+    net = picture((2, 4, 4))
+    return net.head(net.concat(*(net.quant(net.convolve(net.input, 2, (1, 1)), 4) for _ in range(3))))
+
+
+@pytest.mark.parametrize(
+    ("build", "operation"),
+    [
+        (norm_at_the_output, "BatchNormalization"),
+        (norm_before_an_addition, "BatchNormalization"),
+        (norm_before_sixteen_bits, "BatchNormalization"),
+        (average_over_nine, "AveragePool"),
+        (multiplication_by_three, "Mul"),
+        (concat_of_three, "Concat"),
+    ],
+)
+def test_refused(build, operation):
+    with pytest.raises(numerics.NotExact) as caught:
+        numerics.analyze(prepared(build()))
+    assert caught.value.node.startswith(operation) and caught.value.fix
+
+
+def test_a_threshold_that_is_off_by_one_is_seen():
+    """The fault that the comparison is there for."""
+    net = CASES["batch_norm_behind_a_dense_layer"]()
+    model = prepared(net)
+    node = next(n for n in model.graph.node if n.op_type == "MultiThreshold")
+    analysis = numerics.analyze(model)
+    before = Reference(model, analysis).run(net.codes)[0]
+    lsb = analysis.tensors[node.input[0]].lsb
+    reached = model.get_initializer(node.input[1])
+    model.set_initializer(node.input[1], reached + np.float32(2.0**lsb) * 40)
+    assert not np.array_equal(Reference(model, numerics.analyze(model)).run(net.codes)[0], before)
