@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -13,9 +14,10 @@ from pathlib import Path
 from boards.errors import SlimgateError
 
 MANIFEST = "manifest.json"
-#: Programs whose version is asked on the command line; every other tool is a Python distribution.
-PROGRAMS = {"g++": ["g++", "-dumpfullversion", "-dumpversion"]}
-INSTALL = {"g++": "install a C++ compiler, for example: apt-get install g++"}
+#: Programs whose version is asked on the command line, and the variable that names another one in place of each;
+#: every other tool is a Python distribution.
+PROGRAMS = {"g++": "CXX"}
+INSTALL = {"g++": "install a C++ compiler, for example: apt-get install g++, or name another in CXX"}
 
 
 class ToolMissing(SlimgateError):
@@ -64,12 +66,16 @@ def version(tool: str) -> str:
     if tool == "python":
         return platform.python_version()
     if tool in PROGRAMS:
-        if shutil.which(PROGRAMS[tool][0]) is None:
-            raise ToolMissing(f"{tool} was not found", where="PATH", fix=INSTALL.get(tool))
-        answer = subprocess.run(PROGRAMS[tool], capture_output=True, text=True, check=False)
-        if answer.returncode or not answer.stdout.strip():
-            raise ToolMissing(f"{tool} does not tell its version: {answer.stderr.strip()}", where=shutil.which(tool))
-        return answer.stdout.split()[0]
+        name = os.environ.get(PROGRAMS[tool], tool)  # as hls.csim.compiler() takes it
+        path = shutil.which(name)
+        if path is None:
+            raise ToolMissing(f"{name or PROGRAMS[tool]} was not found", where="PATH", fix=INSTALL.get(tool))
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        first = answer.stdout.strip().partition("\n")[0]
+        if answer.returncode or not first:
+            raise ToolMissing(f"{name} does not tell its version: {answer.stderr.strip()}", where=path)
+        # The whole line: version numbers of different compilers can be equal. Their path is no part of it.
+        return first.replace(path, Path(path).name)
     try:
         return importlib.metadata.version(tool)
     except importlib.metadata.PackageNotFoundError:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from boards.errors import SlimgateError
+from hls import csim
 from pipeline import keys, stage
 from pipeline.gates import GateFailed
 from pipeline.stage import RunLocked, Stage, StageError, StorageError
@@ -143,6 +144,41 @@ def test_missing_tool_is_told_before_anything_runs(toy, monkeypatch):
     assert toy.contents() == {}
     with pytest.raises(keys.ToolMissing, match="no-such-distribution is not installed"):
         keys.version("no-such-distribution")
+
+
+def test_compiler_of_the_key_is_the_one_that_compiles(toy, monkeypatch):
+    """$CXX, as hls.csim.compiler() reads it."""
+    stages = [*toy.flow.STAGES[:2], Stage("c", f"{toy.package}.c:run", needs=("b",), config=("beta",), tools=("g++",))]
+    other = toy.root / "other-cc"
+
+    def became(compiler: str | None) -> list[str]:
+        keys.version.cache_clear()
+        monkeypatch.delenv("CXX", raising=False) if compiler is None else monkeypatch.setenv("CXX", compiler)
+        return toy.execute(stages=stages)
+
+    def write(version: str) -> None:
+        other.write_text(f"#!/bin/sh\necho '{version}'\necho more\n")
+        other.chmod(0o755)
+
+    try:
+        assert became(None) == ["ran", "ran", "ran"]
+        assert became("g++") == ["finished"] * 3
+        write("othercc 1.0")
+        assert became(str(other)) == ["finished", "finished", "ran"]
+        assert keys.version("g++") == "othercc 1.0" and csim.compiler() == str(other)
+        write("othercc 1.1")
+        assert became(str(other)) == ["finished", "finished", "ran"]
+        for missing in ("no-such-cc", ""):
+            with pytest.raises(keys.ToolMissing, match=f"{missing or 'CXX'} was not found(.|\n)*another in CXX"):
+                became(missing)
+            with pytest.raises(csim.CsimError):
+                csim.compiler()
+        write("")
+        other.write_text("#!/bin/sh\nexit 1\n")
+        with pytest.raises(keys.ToolMissing, match="does not tell its version"):
+            became(str(other))
+    finally:
+        keys.version.cache_clear()
 
 
 def test_damage_is_found_and_repaired(toy):
