@@ -149,7 +149,9 @@ def _prepare(recipe, args, place: str):
     from pipeline import flow
     from pipeline.stage import Run
 
-    stages = [*flow.STAGES, flow.BITSTREAM] if getattr(args, "until", None) == flow.BITSTREAM.name else flow.STAGES
+    until, stages = getattr(args, "until", None), flow.STAGES
+    if until is not None and until not in {stage.name for stage in stages}:
+        stages = [*stages, flow.BITSTREAM]  # asked for, or to be listed with those that could have been meant
     return Run(
         stages,
         recipe,

@@ -5,7 +5,9 @@ import json
 import pkgutil
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -208,7 +210,15 @@ def load(file: str | Path, overrides: Iterable[str] = (), board_name: str | None
     name = file.stem.lower()
     if "name" not in values:
         values["name"] = name
-        origins["name",] = f"{file} (its name without .toml)"
+        if not re.fullmatch(NAME, name):
+            plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+            plain = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-") or "my-run"
+            problems.append(
+                f"{file}: the file's name, {name!r}, is not allowed as the name of the run; {_allowed(('name',))}; "
+                f'add name = "{plain}" as the first line of the recipe'
+            )
+            values["name"] = plain
+        origins["name",] = str(file)
 
     recipe = None
     try:
@@ -241,13 +251,23 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = sorted(str(path) for path in file.parent.glob("*.toml")) or sorted(map(str, Path("runs").glob("*.toml")))
+        near = _recipes(file.parent) or _recipes(Path("runs"))
         fix = f"recipes here: {', '.join(near)}" if near else "name an existing TOML file"
         raise RecipeError(["the recipe does not exist"], where=file, fix=fix) from None
     except UnicodeDecodeError as error:
         raise RecipeError([f"the recipe is not UTF-8 text: {error}"], where=file) from None
     except OSError as error:
         raise RecipeError([f"the recipe cannot be read: {error.strerror}"], where=file) from None
+
+
+def _recipes(folder: Path) -> list[str]:
+    """The recipes in a folder: not every TOML file is one."""
+    found = []
+    for path in sorted(folder.glob("*.toml")):
+        with suppress(OSError, ValueError):
+            if {"data", "model"} <= tomllib.loads(path.read_text(encoding="utf-8")).keys():
+                found.append(str(path))
+    return found
 
 
 def _apply(values: dict, overrides: Iterable[str], origins: dict) -> list[str]:
@@ -329,7 +349,7 @@ def _problem(item: dict, origins: dict) -> str:
         return f"{where}: the {what} {key!r} is missing; {_allowed(path)}"
     if item["type"] == "value_error":
         return f"{where}: {item['ctx']['error']}"
-    return f"{where}: {key} = {json.dumps(value, default=str)} is not allowed; {_allowed(path)}"
+    return f"{where}: {key} = {json.dumps(value, default=str, ensure_ascii=False)} is not allowed; {_allowed(path)}"
 
 
 def _is_key(part: object) -> bool:

@@ -47,6 +47,7 @@ def test_every_command_there_should_be():
         (("run", DIGITS, "--set", "quantize.weights=33"), "2 <= value <= 8"),
         (("run", DIGITS, "--board", "pynq-z9"), "did you mean 'pynq-z"),
         (("run", DIGITS, "--until", "sumulate"), "there is no stage 'sumulate'"),
+        (("run", DIGITS, "--until", "nix"), "benchmark, report, bitstream"),
         (("run", DIGITS, "--place", "moon", "--until", "data"), "'moon' cannot be reached"),
         (("summary", "nowhere"), "there is no run 'nowhere'"),
         (("status",), "there is no run yet"),

@@ -179,9 +179,34 @@ def test_file_that_is_none(tmp_path):
         config.load(tmp_path / "binary.toml")
 
 
+def test_only_recipes_are_suggested(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(RecipeError) as caught:
+        config.load("nix.toml")
+    assert caught.value.fix.startswith("recipes here: runs/") and "pyproject" not in caught.value.fix
+    assert all(word.strip().startswith("runs/") for word in caught.value.fix.partition(":")[2].split(","))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "[project]\n", "pyproject.toml")
+    write(tmp_path, "[data\n", "broken.toml")
+    with pytest.raises(RecipeError) as caught:
+        config.load("nix.toml")
+    assert caught.value.fix == "name an existing TOML file"
+
+
+@pytest.mark.parametrize(
+    ("file", "plain"), [("my recipe", "my-recipe"), ("für übung", "fur-ubung"), ("Größe", "groe"), ("数字", "my-run")]
+)
+def test_file_name_that_is_no_name_of_a_run(tmp_path, file, plain):
+    with pytest.raises(RecipeError) as caught:
+        config.load(write(tmp_path, MINIMAL, f"{file}.toml"))
+    [problem] = caught.value.problems
+    assert f"the file's name, {file.lower()!r}, is not allowed" in problem and "lower-case letters" in problem
+    assert f'add name = "{plain}" as the first line of the recipe' in problem
+    assert config.load(write(tmp_path, f'name = "{plain}"\n{MINIMAL}', f"{file}.toml")).name == plain
+    assert 'name = "für" is not allowed' in problems(tmp_path, f'name = "für"\n{MINIMAL}')[0]
+
+
 def test_bad_name(tmp_path):
-    with pytest.raises(RecipeError, match="lower-case letters"):
-        config.load(write(tmp_path, MINIMAL, "my recipe.toml"))
     assert "lower-case letters" in problems(tmp_path, "name = '../up'\n" + MINIMAL)[0]
 
 
