@@ -36,7 +36,8 @@ def test_help_has_an_example(name, capsys):
 
 
 def test_every_command_there_should_be():
-    assert set(commands()) == {"run", "status", "doctor", "boards", "summary", "report", "predict", "verify", "estimator"}
+    expected = "run status doctor boards summary report predict verify estimator"
+    assert set(commands()) == set(expected.split())
 
 
 @pytest.mark.parametrize(
