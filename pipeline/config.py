@@ -33,7 +33,7 @@ Width = Annotated[int, Field(ge=1, le=4096)]
 ReuseFactor = Annotated[int, Field(ge=1, lt=2**31)]
 SAMPLES = 1_000_000
 WeightBits = Annotated[int, Field(ge=2, le=8)]
-ActivationBits = Annotated[int, Field(ge=1, le=8)]
+ActivationBits = Annotated[int, Field(ge=2, le=8)]
 
 
 class RecipeError(SlimgateError):
@@ -106,8 +106,8 @@ class LayerBits(_Section):
 class Quantize(_Section):
     weights: WeightBits = 4
     activations: ActivationBits = 4
-    input: Annotated[int, Field(ge=1, le=8)] = 8
-    bias: Annotated[int, Field(ge=1, le=16)] = 16
+    input: Annotated[int, Field(ge=2, le=8)] = 8
+    bias: Annotated[int, Field(ge=2, le=16)] = 16
     epochs: MoreEpochs = 20
     learning_rate: LearningRate = 1e-3
     batch_size: BatchSize = 64

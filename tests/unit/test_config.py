@@ -58,9 +58,9 @@ def test_unknown_key_without_a_near_one(tmp_path):
     [
         ("weights = 0", "quantize", "quantize.weights = 0 is not allowed; allowed: a whole number, 2 <= value <= 8"),
         ("weights = 33", "quantize", "quantize.weights = 33 is not allowed; allowed: a whole number, 2 <= value <= 8"),
-        ("activations = 0", "quantize", "a whole number, 1 <= value <= 8"),
-        ("input = 9", "quantize", "a whole number, 1 <= value <= 8"),
-        ("bias = 33", "quantize", "a whole number, 1 <= value <= 16"),
+        ("activations = 0", "quantize", "a whole number, 2 <= value <= 8"),
+        ("input = 9", "quantize", "a whole number, 2 <= value <= 8"),
+        ("bias = 33", "quantize", "a whole number, 2 <= value <= 16"),
         ("weights = 4.5", "quantize", "quantize.weights = 4.5 is not allowed; allowed: a whole number"),
         ("weights = true", "quantize", "quantize.weights = true is not allowed; allowed: a whole number"),
         ("weights = '4'", "quantize", 'quantize.weights = "4" is not allowed; allowed: a whole number'),
