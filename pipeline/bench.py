@@ -119,7 +119,8 @@ def page(machine: dict, results: list[dict], quick: bool) -> str:
     return "\n".join([
         "# Speed, side by side",
         "",
-        f"Written by `make bench` with the options `--rounds {results[0]['rounds']}{' --quick' if quick else ''} --page`.",
+        f"Written by `make bench` with the options `--rounds {results[0]['rounds']}"
+        f"{' --quick' if quick else ''} --page`.",
         "Both sides ran in turn, with the same samples, on the same project; they gave the same outputs, or there",
         "would be no page. Compile time is apart. A ratio above 1 means that slimgate's C simulation is faster;",
         "seconds tell something about this machine only.",
