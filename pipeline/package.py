@@ -208,11 +208,12 @@ def _notebook(name: str, board: Board) -> dict:
 
     cells = [
         markdown(f"# {name} on {board.title}", "", "Run it in the package's folder on the board."),
-        code("import json, subprocess, sys", 'print(open("README.txt").read())'),
+        code("import json, pathlib, subprocess, sys, tempfile", 'print(open("README.txt").read())'),
         markdown("Every output code of the test set against the golden vectors:"),
         code(
-            'subprocess.run([sys.executable, "run.py", "--out", "/tmp/result.json"])',
-            'result = json.load(open("/tmp/result.json"))',
+            'out = pathlib.Path(tempfile.gettempdir(), "slimgate-result.json")  # beside the package, not in it',
+            'subprocess.run([sys.executable, "run.py", "--out", str(out)])',
+            "result = json.loads(out.read_text())",
             'result["status"], result.get("accuracy")',
         ),
         markdown("Your own pictures, prepared as in training:"),
