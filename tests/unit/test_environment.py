@@ -100,7 +100,9 @@ def test_venv_that_cannot_be_made_is_told(tmp_path, monkeypatch):
 
 
 def make(*words, **variables):
-    variables = {**os.environ, **variables}
+    # `make PYTHON=... test` hands its variables down; this make is a user's own.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+    variables = {**inherited, **variables}
     return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=False, env=variables)
 
 
