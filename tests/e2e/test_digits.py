@@ -141,7 +141,8 @@ def test_an_edit_of_numerics_runs_again_from_there_on(build, run, tmp_path):
     assert all(again().values())
     (root / "hls" / "numerics.py").write_text((root / "hls" / "numerics.py").read_text() + "\n# edited\n")
     ran = {stage for stage, kept in again().items() if not kept}
-    assert ran == {"plan", "convert", "csim", "package", "benchmark", "report"}
+    # export reads its file back through hls.graph, which knows numerics; nothing is trained again
+    assert ran == {"export", "plan", "convert", "csim", "package", "benchmark", "report"}
     assert all(again().values())
 
 
