@@ -12,13 +12,13 @@ import json
 import math
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 from qonnx.custom_op.general.quant import quant
 
 from hls.numerics import NotExact, attributes, grid_of, log2_exact
 
 QUANT_DOMAIN = "qonnx.custom_op.general"
-#: Metadata key: which operation at the network's end the host runs.
+#: Metadata key: what the host does behind the network (:func:`host_operations`).
 HOST = "slimgate_host"
 _SAMPLED = ("Conv", "MaxPool", "AveragePool")
 
@@ -29,14 +29,14 @@ def lower(model, layers: str):
     Shapes of the tensors must be known; those that a rewriting changes are set.
     """
     strip_host_operation(model)
-    _drop_identities(model)
-    _drop_edge_transposes(model)
+    drop_identities(model)
+    _reshape_on_the_host(model)
     _to_two_dimensions(model)
     _pads_into_convolutions(model)
     _averages(model)
     _multiplications(model)
     _plain_constants(model, layers)
-    _drop_unread(model)
+    drop_unread(model)
     return model
 
 
@@ -128,26 +128,69 @@ def _diagonal(channels: int, factors=1.0, kernel=(1, 1)) -> np.ndarray:
 # --------------------------------------------------------------------------- the ends of the graph
 
 
+def host_operations(model) -> list[dict]:
+    """What was taken off the end of the network, in the order the host has to do it: {"operation", its parameters}."""
+    return json.loads(model.get_metadata_prop(HOST) or "[]")
+
+
 def strip_host_operation(model) -> None:
-    """A Softmax, LogSoftmax or ArgMax over the classes at the end changes no decision: the host runs it."""
-    while (last := model.find_producer(model.graph.output[0].name)) is not None:
-        if last.op_type not in ("Softmax", "LogSoftmax", "ArgMax", "TopK") or model.find_consumers(last.output[0]):
+    """Take off the end, in place, what the host does: what follows from the codes without a rounding that matters.
+
+    A Softmax, LogSoftmax, ArgMax or TopK(1) over the classes; multiplying all outputs by one positive number or adding
+    one to them; the order and shape of the outputs.
+    """
+    while (last := model.find_producer(model.graph.output[0].name)) is not None and len(model.graph.output) == 1:
+        source = next((name for name in last.input if name in _moving(model)), None)
+        told = _for_the_host(model, last, source) if source is not None else None
+        if told is None or len(model.find_consumers(source)) > 1 or model.find_producer(source) is None or any(
+            model.find_consumers(name) for name in last.output
+        ):
             return
-        if last.op_type == "TopK" and np.ravel(model.get_initializer(last.input[1])) != 1:
-            return
-        shape, axis = model.get_tensor_shape(last.input[0]), attributes(last).get("axis", -1)
-        if len(shape) != 2 or axis % len(shape) != 1:
-            return
-        done = [last.op_type, *json.loads(model.get_metadata_prop(HOST) or "[]")]
-        model.set_metadata_prop(HOST, json.dumps(done))
+        model.set_metadata_prop(HOST, json.dumps([{"operation": last.op_type, **told}, *host_operations(model)]))
         model.graph.node.remove(last)
-        del model.graph.output[:]
-        info = model.get_tensor_valueinfo(last.input[0])
-        model.graph.output.append(info)
-        model.graph.value_info.remove(info)
+        info = helper.make_tensor_value_info(source, TensorProto.FLOAT, model.get_tensor_shape(source))
+        model.graph.output[0].CopyFrom(info)
+        for known in [known for known in model.graph.value_info if known.name == source]:
+            model.graph.value_info.remove(known)
 
 
-def _drop_unread(model) -> None:
+def _for_the_host(model, node, source: str) -> dict | None:
+    """What the host must know to do a node's work; None for a node that hardware must do."""
+    options, shape = attributes(node), model.get_tensor_shape(source)
+    if node.op_type in ("Softmax", "LogSoftmax", "ArgMax", "TopK"):
+        axis = options.get("axis", 0 if node.op_type == "ArgMax" else -1) % len(shape)
+        if axis != 1 or len(shape) not in (2, 4):
+            return None
+        if node.op_type == "TopK":
+            count = model.get_initializer(node.input[1])
+            if count is None or np.ravel(count).tolist() != [1] or not options.get("largest", 1):
+                return None
+        return {"axis": axis}
+    if node.op_type in ("Flatten", "Reshape", "Transpose") and len(shape) == 4 and max(shape[2:]) > 1:
+        after = model.get_tensor_shape(node.output[0])
+        if node.op_type == "Transpose":
+            return {"perm": list(options.get("perm", range(4)[::-1]))}
+        return {"shape": after[1:]} if after[0] == shape[0] else None
+    if node.op_type in ("Mul", "Div", "Add", "Sub") and node.input[0] == source:
+        value = constant_values(model, node.input[1])
+        before = model.find_producer(source)
+        if value is None or value.size != 1 or not np.isfinite(value).all():
+            return None
+        value = float(value.ravel()[0])
+        if node.op_type in ("Mul", "Div"):
+            return {"by": value} if value > 0 else None
+        return {"by": value} if before is not None and before.op_type != "MatMul" else None  # the bias of one class
+    if node.op_type == "BatchNormalization":
+        parameters = [constant_values(model, name) for name in node.input[1:5]]
+        if any(p is None or np.any(p != p.ravel()[0]) or not np.isfinite(p).all() for p in parameters):
+            return None
+        gamma, beta, mean, var = (float(p.ravel()[0]) for p in parameters)
+        told = {"gamma": gamma, "beta": beta, "mean": mean, "var": var, "epsilon": options.get("epsilon", 1e-5)}
+        return told if gamma > 0 else None
+    return None
+
+
+def drop_unread(model) -> None:
     """Quantisers of constants that nothing reads any more."""
     results = {o.name for o in model.graph.output}
     for node in reversed(list(model.graph.node)):
@@ -155,21 +198,28 @@ def _drop_unread(model) -> None:
             model.graph.node.remove(node)
 
 
-def _drop_identities(model) -> None:
+def drop_identities(model) -> None:
+    """Take out what hands on its input."""
     for node in [n for n in model.graph.node if n.op_type in ("Identity", "Dropout")]:
         _bypass(model, node)
 
 
-def _drop_edge_transposes(model) -> None:
-    """A file that takes channels last begins with a transpose: on the wire channels are last anyway."""
-    source = model.graph.input[0]
-    readers = model.find_consumers(source.name)
-    if len(readers) != 1 or readers[0].op_type != "Transpose":
+def _reshape_on_the_host(model) -> None:
+    """A vector that is made a picture before anything is computed with it comes as a picture."""
+    source = model.graph.input[0].name
+    readers, between = model.find_consumers(source), [source]
+    while len(readers) == 1 and readers[0].op_type == "Quant" and all(
+        np.size(model.get_initializer(name)) == 1 for name in readers[0].input[1:]
+    ):
+        between.append(readers[0].output[0])
+        readers = model.find_consumers(readers[0].output[0])
+    if len(readers) != 1 or readers[0].op_type not in ("Reshape", "Unsqueeze"):
         return
-    if list(attributes(readers[0]).get("perm", [])) == [0, 3, 1, 2]:
-        shape = model.get_tensor_shape(source.name)
+    before, after = model.get_tensor_shape(source), model.get_tensor_shape(readers[0].output[0])
+    if before[0] == after[0] and len(after) in (3, 4) and len(before) < len(after):
         _bypass(model, readers[0])
-        model.set_tensor_shape(source.name, [shape[i] for i in (0, 3, 1, 2)])
+        for name in between:
+            model.set_tensor_shape(name, after)
 
 
 def _to_two_dimensions(model) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
 
 from boards.errors import SlimgateError
 from hls import csim, graph, numerics, onnxfile
 from hls.convert import convert, illegal_reuse_factors
+from hls.layout import WIRE
+from hls.lower import host_operations
 from hls.numerics import Analysis, Fixed, NotExact
 from hls.plan import make_plan
 from hls.reference import Census, Reference
@@ -27,10 +28,6 @@ LARGEST_INPUTS = 2 * 2**30
 #: Transfers of other sizes leave partial pipelines and buffers behind if anything depends on the transfer.
 TRANSFERS = {"one transfer": None, "sample by sample": 1, "transfers of 3": 3}
 BATCH, FEW = 64, 16
-#: Operations at the end of a network that are left to the host: they follow from the codes before them.
-HOST = ("Softmax", "LogSoftmax", "ArgMax")
-#: Where a graph tells which of them were taken off.
-HOST_KEY = "slimgate_host"
 
 
 class VerifyError(SlimgateError):
@@ -70,7 +67,6 @@ def examine(path: Path) -> Network:
     """Read a file and check the conditions of exactness. Raises GraphError or :class:`Refused`, whatever it holds."""
     onnxruntime.set_default_logger_severity(3)  # it warns of the opset that qonnx gives single nodes
     file, model = graph.load(path), None
-    host = _leave_to_host(file)
     try:
         model = graph.prepare(file)
         analysis = numerics.analyze(model)
@@ -86,27 +82,10 @@ def examine(path: Path) -> Network:
     readers = model.find_consumers(model.graph.input[0].name)
     if not readers or not file.find_consumers(file.graph.input[0].name):
         raise graph.GraphError("its output does not depend on its input", where=path, fix=onnxfile.AGAIN)
+    host = tuple(done["operation"] for done in host_operations(file))
     network = Network(file, model, analysis, analysis.tensors[readers[0].output[0]], host)
     _try(network, path)
     return network
-
-
-def _leave_to_host(file) -> tuple[str, ...]:
-    """Take a Softmax or ArgMax off the end of a cleaned graph, in place: it follows from the codes before it. Returns
-    all that was ever taken off this graph."""
-    taken: list[str] = json.loads(file.get_metadata_prop(HOST_KEY) or "[]")
-    while (last := file.find_producer(file.graph.output[0].name)) is not None and last.op_type in HOST:
-        name = last.input[0]
-        if file.find_producer(name) is None or len(file.find_consumers(name)) != 1 or len(last.output) != 1:
-            break
-        info = helper.make_tensor_value_info(name, TensorProto.FLOAT, file.get_tensor_shape(name))
-        file.graph.output[0].CopyFrom(info)
-        for known in [known for known in file.graph.value_info if known.name == name]:
-            file.graph.value_info.remove(known)
-        file.graph.node.remove(last)
-        taken.insert(0, last.op_type)
-    file.set_metadata_prop(HOST_KEY, json.dumps(taken))
-    return tuple(taken)
 
 
 def _try(network: Network, path: Path) -> None:
@@ -291,36 +270,17 @@ def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=N
 
 def wire_codes(network: Network, values: np.ndarray) -> np.ndarray:
     """Values in the axis order of the file -> int64 codes in that of the wire, channels last."""
-    name, prepared = network.file.graph.input[0].name, graph.input_shape(network.model)
+    told = json.loads(network.model.get_metadata_prop(WIRE))
     codes = np.ldexp(values, -network.grid.lsb).astype(np.int64)
-    if len(prepared) > 1 and _channels_first(network):
-        codes = np.moveaxis(codes, 1, -1)
-    if prepared[0] == 1 and codes.shape[1:] == prepared[1:]:
-        codes = codes[:, None]  # one dimension is carried as a picture of height 1
-    if codes.shape[1:] != prepared:
-        raise VerifyError(f"the file takes {codes.shape[1:]}, the prepared graph {prepared}", where=name,
-                          fix="report the network")  # fmt: skip
-    return np.ascontiguousarray(codes)
-
-
-def _channels_first(network: Network) -> bool:
-    """Whether preparing the graph changed its input from channels first to channels last."""
-    before = tuple(network.file.get_tensor_shape(network.file.graph.input[0].name)[1:])
-    after = graph.input_shape(network.model)
-    if before != after:
-        return True
-    # Equal sizes on all axes do not tell; a file that turns its quantised input first takes channels last.
-    readers = network.file.find_consumers(network.file.graph.input[0].name)
-    readers = [user for reader in readers for user in [reader, *network.file.find_consumers(reader.output[0])]]
-    return not any(node.op_type == "Transpose" for node in readers)
+    codes = codes.reshape(-1, *told.get("shape", codes.shape[1:])).transpose(told["axes"])
+    # one dimension is carried as a picture of height 1
+    return np.ascontiguousarray(codes).reshape(-1, *graph.input_shape(network.model))
 
 
 def _flat(network: Network, values: np.ndarray) -> np.ndarray:
     """Outputs of a file as rows in the order of the wire, channels last."""
-    last = network.file.find_producer(network.file.graph.output[0].name)
-    if values.ndim > 2 and last.op_type != "Transpose":  # else the file has turned them itself
-        values = np.moveaxis(values, 1, -1)
-    return values.reshape(len(values), -1).astype(np.float64)
+    told = json.loads(network.model.get_metadata_prop(WIRE))["output"]
+    return values.reshape(-1, *told["shape"]).transpose(told["axes"]).reshape(len(values), -1).astype(np.float64)
 
 
 def _codes(values: np.ndarray, lsb: int, path: Path) -> np.ndarray:

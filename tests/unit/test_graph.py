@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hls import graph
+from hls.lower import host_operations
+from hls.numerics import NotExact
 from tests.graphs import Net, loaded, prepared, residual, tiny
 
 
@@ -72,8 +75,8 @@ def test_a_bias_in_front_of_the_product():
 
 @pytest.mark.parametrize("source", ["conv", "input"])
 @pytest.mark.parametrize("shared", ["flatten", "weights"])
-def test_two_dense_layers_behind_one_flatten_are_refused(shared, source):
-    """Rows are permuted for one reader only; the other would be left with the wrong order."""
+def test_two_dense_layers_behind_one_flatten(shared, source):
+    """Each gets rows in the order of the wire, on a copy of its own."""
     net = Net((2, 2, 2))
     x = net.relu_quant(net.conv(net.input, 2)) if source == "conv" else net.input
     x, y = net.flatten(x), net.flatten(x)
@@ -84,8 +87,7 @@ def test_two_dense_layers_behind_one_flatten_are_refused(shared, source):
     sources = [x, x] if shared == "flatten" else [x, y]
     y, z = (net.quant(net.dense(x, 3, weights=w, bias=None, gemm=False), 6, lsb=-5)
             for x, w in zip(sources, weights, strict=True))  # fmt: skip
-    with pytest.raises(graph.GraphError, match="several nodes, or by a layer that shares"):
-        prepared(net.finish(net.add(y, z)))
+    same(net.finish(net.add(y, z)))
 
 
 def test_two_flattened_branches():
@@ -95,6 +97,80 @@ def test_two_flattened_branches():
     weights = [net.quant(values, 4, -3), net.quant(values, 3, -3)]
     y, z = (net.quant(net.dense(net.flatten(x), 3, weights=w, gemm=False), 6) for w in weights)
     same(net.finish(net.add(y, z)))
+
+
+def test_one_picture_read_by_a_relu_and_flattened():
+    """qonnx's own change to channels last computes something else here."""
+    net = Net((2, 2, 3))
+    x = net.conv(net.input, 3, pad=1)
+    y = net.dense(net.flatten(net.relu_quant(x, 5)), 3, bias=None, name="y", gemm=False)
+    z = net.dense(net.flatten(net.quant(x, 6)), 3, bias=None, name="z")
+    same(net.finish(net.add(net.quant(y, 6, -4), net.quant(z, 6, -4))))
+
+
+@pytest.mark.parametrize("joined", ["vector", "pixels"])
+def test_forks_around_flattened_pictures(joined):
+    """A picture goes on as it is, flattened, pooled and joined: each reader sees its own order."""
+    net = Net((2, 3, 4))
+    x = net.quant(net.conv(net.input, 3, pad=1), 5)
+    small = net.maxpool(x, 2, 1)
+    if joined == "vector":
+        both = net.node("Concat", [net.flatten(x), net.flatten(small)],
+                        torch.cat([net.values[x].flatten(1), net.values[small].flatten(1)], 1), axis=1)
+        both = net.quant(both, 4, -1)  # element by element between the Flatten and the layer
+        y, z = (net.quant(net.dense(v, 4, name=n), 6, -4) for n, v in (("a", both), ("b", net.flatten(x))))
+        same(net.finish(net.add(y, z)))
+    else:
+        y = net.add(x, net.relu_quant(x, 3))
+        same(net.finish(net.dense(net.flatten(net.quant(net.conv(y, 2, pad=0, kernel=2), 5)), 3)))
+
+
+@pytest.mark.parametrize("quantized_first", [False, True])
+def test_a_file_that_takes_channels_last(quantized_first):
+    """One that turns its input, before or behind the quantiser, and turns its output back."""
+    net = Net((3, 4, 2))
+    net.nodes.clear()
+    x = "input" if not quantized_first else net.quant("input", 8, -8, signed=False, name="input.quant")
+    x = net.node("Transpose", [x], net.values[x].permute(0, 3, 1, 2), perm=[0, 3, 1, 2])
+    x = x if quantized_first else net.quant(x, 8, -8, signed=False, name="input.quant")
+    x = net.relu_quant(net.conv(x, 3, pad=1), 5)
+    x = net.quant(net.conv(x, 3, 2, pad=0), 6)
+    net.finish(net.node("Transpose", [x], net.values[x].permute(0, 2, 3, 1), perm=[0, 2, 3, 1]))
+    model = prepared(net)
+    assert not any(n.op_type == "Transpose" for n in model.graph.node)
+    found = graph.execute(model, net.inputs)["global_out"]
+    assert np.array_equal(found, net.values[net.output].numpy()) and len(np.unique(found)) > 5
+    assert [d["operation"] for d in host_operations(model)] == ["Transpose"]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_transpose_in_the_middle_is_refused(joined):
+    net = Net((3, 3, 3))
+    x = net.relu_quant(net.conv(net.input, 3))
+    x = net.node("Transpose", [x], net.values[x].permute(0, 2, 1, 3), perm=[0, 2, 1, 3])
+    if joined:
+        x, message = net.add(x, net.quant(net.conv(net.input, 3), 4)), "axes in different places"
+    else:
+        x, message = net.relu_quant(net.conv(x, 2)), "a Transpose before it puts other axes in the place of channels"
+    with pytest.raises(NotExact, match=message):
+        prepared(net.head(x))
+
+
+def test_a_vector_that_becomes_a_picture():
+    """At the input the host makes it one; inside it is refused."""
+    net = Net((12,))
+    net.constants["picture"] = np.array([1, 3, 2, 2], np.int64)
+    x = net.node("Reshape", [net.input, "picture"], net.values[net.input].reshape(-1, 3, 2, 2))
+    net.finish(net.dense(net.flatten(net.relu_quant(net.conv(x, 3))), 4))
+    model = prepared(net)
+    pictures = np.moveaxis(net.inputs.reshape(-1, 3, 2, 2), 1, -1)
+    assert np.array_equal(graph.execute(model, pictures)["global_out"], net.outputs)
+    net = Net((5,))
+    net.constants["picture"] = np.array([1, 3, 2, 2], np.int64)
+    x = net.quant(net.dense(net.input, 12), 4)
+    x = net.node("Reshape", [x, "picture"], net.values[x].reshape(-1, 3, 2, 2))
+    with pytest.raises(NotExact, match=r"makes \[1, 12\] a picture of \[1, 3, 2, 2\]"):
+        prepared(net.head(net.relu_quant(net.conv(x, 3))))
 
 
 @settings(max_examples=15, deadline=None)

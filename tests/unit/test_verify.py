@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from hls import verify
+from hls import lower, verify
 from pipeline import cli
 from tests.graphs import Net, tiny
 
@@ -79,6 +79,66 @@ def test_what_follows_from_the_codes_is_left_to_the_host(tmp_path, operations):
     assert found.host == operations
     executed = next(iter(verify.graph.execute(found.file, net.inputs).values()))
     assert np.array_equal(executed, net.values[scores].numpy())
+
+
+def scaled(net, operation, value, number):
+    return net.node(operation, [net.output, net.constant(np.full(number, value))], net.values[net.output])
+
+
+@pytest.mark.parametrize(("operation", "value"), [("Mul", 0.3), ("Div", 3.0), ("Add", -0.7), ("Sub", 0.1)])
+def test_one_number_for_all_outputs_is_left_to_the_host(tmp_path, operation, value):
+    net = tiny(5)
+    scores = net.output
+    found = network(tmp_path, net.finish(scaled(net, operation, value, 1)))
+    assert lower.host_operations(found.file) == [{"operation": operation, "by": float(np.float32(value))}]
+    executed = next(iter(verify.graph.execute(found.file, net.inputs).values()))
+    assert np.array_equal(executed, net.values[scores].numpy())
+
+
+def test_a_batch_norm_of_one_number_is_left_to_the_host(tmp_path):
+    net = tiny(5)
+    numbers = [net.constant(np.full(3, v), f"norm{v}") for v in (2.0, 0.5, 0.25, 3.0)]
+    net.finish(net.node("BatchNormalization", [net.output, *numbers], net.values[net.output], epsilon=1e-5))
+    told = lower.host_operations(network(tmp_path, net).file)
+    assert told == [{"operation": "BatchNormalization", "gamma": 2.0, "beta": 0.5, "mean": 0.25, "var": 3.0,
+                     "epsilon": pytest.approx(1e-5)}]  # fmt: skip
+
+
+@pytest.mark.parametrize(("operation", "value", "number"), [("Mul", 0.3, 3), ("Mul", -0.3, 1), ("Div", -3.0, 1)])
+def test_what_changes_the_order_of_classes_is_not(tmp_path, operation, value, number):
+    """A number for each class, or a negative one."""
+    net = tiny(5)
+    values = value * (1 + np.arange(number))
+    net.finish(net.node(operation, [net.output, net.constant(values)], net.values[net.output]))
+    with pytest.raises(verify.Refused, match=f"{operation} is not carried exactly"):
+        network(tmp_path, net)
+
+
+def top(net, axis=1, count=1, largest=1):
+    net.constants["count"] = np.array([count], np.int64)
+    name = net.node("TopK", [net.output, "count"], net.values[net.output], axis=axis, largest=largest)
+    net.nodes[-1].output.append("indices")
+    net.finish(name)
+    net.proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = count
+    return net
+
+
+def test_the_best_class_is_left_to_the_host(tmp_path):
+    assert network(tmp_path, top(tiny(5))).host == ("TopK",)
+
+
+@pytest.mark.parametrize("options", [{"count": 2}, {"largest": 0}])
+def test_more_than_the_best_class_is_refused(tmp_path, options):
+    with pytest.raises(verify.Refused, match="operation TopK"):
+        network(tmp_path, top(tiny(5), **options))
+
+
+def test_a_softmax_over_pixels_is_refused(tmp_path):
+    net = Net((2, 3, 3))
+    x = net.quant(net.conv(net.input, 2), 4)
+    net.finish(net.node("Softmax", [x], net.values[x].softmax(3), axis=3))
+    with pytest.raises(verify.Refused, match="operation Softmax"):
+        network(tmp_path, net)
 
 
 def test_a_softmax_inside_is_refused(tmp_path):
