@@ -1,11 +1,13 @@
 """The network on integers: codes of every tensor of a prepared graph, bit for bit, batched and fast.
 
-Sums of products run on torch in float32 where no partial sum reaches 2**24 product-scale units, in float64 (exact to
-2**53) above, and beyond that, slowly, in int64 like everything else. Independent of Brevitas, of qonnx execution and of
-the generated C++; tests hold all four equal.
+A tensor stays floating point from layer to layer: float32 where neither it nor a partial sum reaches 2**24 codes,
+float64 up to 2**53; beyond that the layer is computed, slowly, in int64. Scaling by a power of two is exact in floating
+point, so a layer in front of a quantiser is computed in the quantiser's units, with fractions, and quantising is
+rounding and clipping. Independent of Brevitas, of qonnx execution and of the generated C++; tests hold all four equal.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,120 +26,296 @@ from hls.numerics import (
 
 #: float64 holds every integer below this.
 FLOAT64_EXACT = 2**53
+_KINDS = (torch.float32, torch.float64, torch.int64)
+#: Further than this from its grid no unit is moved: no factor leaves the exponents of float32.
+_FAR = 24
+#: Up to here one comparison for each threshold is faster than a binary search among them.
+_FEW_STEPS = 7
+#: Values of the widest tensor that are computed together: more leave the processor's cache between two layers.
+_TOGETHER = 2**18
+#: Operations whose result is their source's memory.
+_VIEWS = ("Flatten", "Reshape", "Identity")
+
+
+@dataclass
+class _Tensor:
+    """``array * 2**unit`` are the values, channels last; ``own``: the next step may write over the array."""
+
+    array: torch.Tensor
+    unit: int
+    own: bool = True
 
 
 class Reference:
-    """Executes a prepared graph on codes. ``run`` takes (N, *shape) int64 input codes, channels last.
+    """Executes a prepared graph on codes. ``run`` takes (N, *shape) integer input codes, channels last.
 
-    ``visit(node, codes, lsb)`` of :meth:`run` sees every computed tensor; codes (n, ...) int64 on the grid ``2**lsb``.
+    ``visit(node, codes, lsb)`` of :meth:`run` sees every computed tensor; codes (n, ...) int64 on the grid ``2**lsb``
+    that :func:`hls.numerics.analyze` found for it.
     """
 
     def __init__(self, model, analysis: Analysis):
         self.model, self.analysis = model, analysis
         self.input = model.graph.input[0].name
         self.output = model.graph.output[0].name
+        self.nodes = [node for node in model.graph.node if node.output[0] not in analysis.constants]
+        self._last = {name: index for index, node in enumerate(self.nodes) for name in node.input}
+        self._last[self.output] = len(self.nodes)
+        self._units: dict[str, int] = {}
+        self._steps = []
+        for node in self.nodes:
+            make = self._arrival if node.input[0] == self.input else getattr(self, f"_{node.op_type.lower()}")
+            unit, step = make(node)
+            self._units[node.output[0]] = unit
+            self._steps.append(step)
+        widest = max(int(np.prod(model.get_tensor_shape(node.output[0])[1:])) for node in self.nodes)
+        self.batch = max(1, _TOGETHER // widest)
 
-    def run(self, codes: np.ndarray, *, batch: int = 256, visit: Callable | None = None) -> tuple[np.ndarray, int]:
-        """Output codes (N, ...) int64 and their lsb."""
-        outputs, lsb = [], 0
-        for start in range(0, len(codes), batch):
-            found, lsb = self._batch(np.asarray(codes[start : start + batch], np.int64), visit)
-            outputs.append(found)
-        return np.concatenate(outputs), lsb
+    def run(self, codes: np.ndarray, *, batch: int | None = None, visit: Callable | None = None
+            ) -> tuple[np.ndarray, int]:  # fmt: skip
+        """Output codes (N, ...) int64 and their lsb. ``batch``: samples that are computed together; by default as many
+        as the processor's cache is good for."""
+        batch = batch or self.batch
+        outputs = [self._batch(codes[start : start + batch], visit) for start in range(0, len(codes), batch)]
+        return np.concatenate(outputs), self.analysis.tensors[self.output].lsb
 
-    def _batch(self, codes: np.ndarray, visit: Callable | None) -> tuple[np.ndarray, int]:
-        tensors: dict[str, tuple[np.ndarray, int]] = {}
-        for node in self.model.graph.node:
-            if node.output[0] in self.analysis.constants:
-                continue
-            if node.op_type == "Quant" and node.input[0] == self.input:
-                result = (codes, quantizer_of(self.model, node).lsb)
-            else:
-                result = getattr(self, f"_{node.op_type.lower()}")(node, tensors)
-            tensors[node.output[0]] = result
-            if visit is not None:
-                visit(node, *result)
-        return tensors[self.output]
+    def _batch(self, codes: np.ndarray, visit: Callable | None) -> np.ndarray:
+        tensors = {self.input: _Tensor(torch.from_numpy(np.ascontiguousarray(codes, np.int64)), 0, own=False)}
+        # inference: nothing is recorded; nnpack: its Winograd and FFT transforms are not sums of products
+        with torch.inference_mode(), torch.backends.nnpack.flags(enabled=False):
+            for index, (node, step) in enumerate(zip(self.nodes, self._steps, strict=True)):
+                names = [name for name in node.input if name in tensors]
+                sources = []
+                for name in names:
+                    dies = self._last[name] == index and names.count(name) == 1
+                    if node.op_type in _VIEWS and not dies:
+                        tensors[name].own = False
+                    sources.append(replace(tensors[name], own=tensors[name].own and dies))
+                for name in names:
+                    if self._last[name] == index:
+                        tensors.pop(name, None)
+                name = node.output[0]
+                tensors[name] = step(*sources)
+                if visit is not None:
+                    visit(node, self._codes(name, tensors[name]), self.analysis.tensors[name].lsb)
+            return self._codes(self.output, tensors[self.output])
 
-    def _value(self, tensors, name: str) -> tuple[np.ndarray, int]:
-        return tensors[name] if name in tensors else self.analysis.constants[name]
+    def _codes(self, name: str, tensor: _Tensor) -> np.ndarray:
+        """A copy, int64, on the tensor's grid."""
+        return _scaled(tensor.array, tensor.unit - self.analysis.tensors[name].lsb).to(torch.int64, copy=True).numpy()
 
-    def _exact(self, node) -> torch.dtype:
-        accumulator = self.analysis.accumulators[node.name]
-        widest = max(accumulator.max, -accumulator.min)
-        return torch.float32 if widest < FLOAT32_EXACT else torch.float64 if widest < FLOAT64_EXACT else torch.int64
+    # ------------------------------------------------------------------ what is exact in which type
 
-    def _quant(self, node, tensors):
-        codes, lsb = tensors[node.input[0]]
-        quantizer = quantizer_of(self.model, node)
-        return quantize_codes(codes, lsb, quantizer), quantizer.lsb
+    def _kind(self, node, *more) -> torch.dtype:
+        """The type in which a node's sources, constants, partial sums and result are whole numbers without loss."""
+        ranges = [self.analysis.tensors[name] for name in (*node.input, node.output[0]) if name in
+                  self.analysis.tensors and name not in self.analysis.constants]  # fmt: skip
+        widest = [max(r.max, -r.min) for r in (*ranges, *more)]
+        widest += [int(np.abs(self.analysis.constants[name][0]).max()) for name in node.input
+                   if name in self.analysis.constants and self.analysis.constants[name][0].size]  # fmt: skip
+        return _exact(max(widest))
 
-    def _conv(self, node, tensors):
-        (codes, lsb), (weights, weight_lsb) = tensors[node.input[0]], self.analysis.constants[node.input[1]]
-        options, kind = attributes(node), self._exact(node)
-        top, left, bottom, right = options.get("pads", [0, 0, 0, 0])
-        x = torch.from_numpy(codes).to(kind).permute(0, 3, 1, 2)
-        x = functional.pad(x, (left, right, top, bottom))
-        w = torch.from_numpy(weights).to(kind).permute(0, 3, 1, 2)
-        with torch.backends.nnpack.flags(enabled=False):  # its Winograd and FFT transforms are not sums of products
-            sums = functional.conv2d(x, w, stride=tuple(options.get("strides", [1, 1])))
-        result = sums.permute(0, 2, 3, 1).contiguous().to(torch.int64).numpy(), lsb + weight_lsb
-        if len(node.input) < 3 or not node.input[2]:
-            return result
-        return _sum(result, self.analysis.constants[node.input[2]])
+    def _store(self, node) -> torch.dtype:
+        """The type in which a node's result is kept."""
+        found = self.analysis.tensors[node.output[0]]
+        return _exact(max(found.max, -found.min))
 
-    def _matmul(self, node, tensors):
-        (codes, lsb), (weights, weight_lsb) = tensors[node.input[0]], self.analysis.constants[node.input[1]]
-        kind = self._exact(node)
-        sums = torch.from_numpy(codes).to(kind) @ torch.from_numpy(weights).to(kind)
-        return sums.to(torch.int64).numpy(), lsb + weight_lsb
+    def _grid(self, name: str) -> int:
+        return self.analysis.tensors[name].lsb
 
-    def _add(self, node, tensors):
-        return _sum(self._value(tensors, node.input[0]), self._value(tensors, node.input[1]))
+    def _unit_before_quantizer(self, node) -> int:
+        """The unit of the quantiser that alone reads a layer's result, else the result's own grid."""
+        lsb, name = self._grid(node.output[0]), node.output[0]
+        while name != self.output:
+            readers = [reader for reader in self.nodes if name in reader.input]
+            if len(readers) != 1:
+                break
+            reader = readers[0]
+            if reader.op_type == "Quant":
+                unit = quantizer_of(self.model, reader).lsb
+                return unit if abs(unit - lsb) <= _FAR else lsb
+            bias = reader.op_type == "Add" and reader.input[1] in self.analysis.constants
+            if reader.op_type not in ("Relu", "MaxPool") and not bias:
+                break
+            name = reader.output[0]
+        return lsb
 
-    def _concat(self, node, tensors):
-        sides = [self._value(tensors, name) for name in node.input]
-        lsb = min(side[1] for side in sides)
-        return np.concatenate([round_shift(codes, lsb - own) for codes, own in sides], axis=-1), lsb
+    # ------------------------------------------------------------------ operations: (unit of the result, step)
 
-    def _relu(self, node, tensors):
-        codes, lsb = tensors[node.input[0]]
-        return np.maximum(codes, 0), lsb
+    def _arrival(self, node):
+        quantizer, store = quantizer_of(self.model, node), self._store(node)
+        return quantizer.lsb, lambda x: _Tensor(x.array.to(store, copy=True), quantizer.lsb)
 
-    def _multithreshold(self, node, tensors):
-        codes, source = tensors[node.input[0]]
-        lsb, base, step = threshold_levels(node)
-        counts = np.empty_like(codes)
-        for channel, steps in enumerate(np.broadcast_to(
-                threshold_codes(self.model, node, source), (codes.shape[-1], self._steps(node)))):
-            counts[..., channel] = np.searchsorted(steps, codes[..., channel], side="right")
-        return base + step * counts, lsb
+    def _quant(self, node):
+        quantizer, source = quantizer_of(self.model, node), self._grid(node.input[0])
+        kind, store = self._kind(node, self.analysis.quantizers[node.name]), self._store(node)
+        if kind == torch.int64:
+            return quantizer.lsb, lambda x: _Tensor(torch.from_numpy(quantize_codes(
+                _whole(x, source), source, quantizer)).to(store), quantizer.lsb)  # fmt: skip
+        # what is shifted further saturates or is rounded away just the same
+        shift = min(max(quantizer.lsb - source, -33), 60)
+        factor = 2.0 ** (self._units[node.input[0]] - source - shift)
+        rounding = torch.round if quantizer.rounding == "ROUND" else torch.floor
 
-    def _steps(self, node) -> int:
-        return self.model.get_initializer(node.input[1]).shape[1]
+        def step(x):
+            array, free = _as(x, kind)
+            if factor != 1:
+                array, free = torch.mul(array, factor, out=array if free else None), True
+            array = rounding(array, out=array if free else None)
+            return _Tensor(array.clamp_(quantizer.lo, quantizer.hi).to(store), quantizer.lsb)
 
-    def _maxpool(self, node, tensors):
-        codes, lsb = tensors[node.input[0]]
+        return quantizer.lsb, step
+
+    def _conv(self, node):
+        weights = np.moveaxis(self.analysis.constants[node.input[1]][0], -1, 1)
         options = attributes(node)
-        pooled = functional.max_pool2d(torch.from_numpy(codes).permute(0, 3, 1, 2),
-                                       tuple(options["kernel_shape"]), tuple(options.get("strides", [1, 1])))
-        return pooled.permute(0, 2, 3, 1).contiguous().numpy(), lsb
+        top, left, bottom, right = options.get("pads", [0, 0, 0, 0])
+        even = top == bottom and left == right
+        padding, strides = (top, left) if even else (0, 0), tuple(options.get("strides", [1, 1]))
+        biased = len(node.input) > 2 and bool(node.input[2])
 
-    def _flatten(self, node, tensors):
-        codes, lsb = tensors[node.input[0]]
-        return codes.reshape(len(codes), -1), lsb
+        def convolve(x, w, b):
+            x = x.permute(0, 3, 1, 2)  # channels stay last in memory
+            x = x if even else functional.pad(x, (left, right, top, bottom))
+            return functional.conv2d(x, w, b, strides, padding).permute(0, 2, 3, 1).contiguous()
 
-    def _reshape(self, node, tensors):
-        codes, lsb = tensors[node.input[0]]
-        return codes.reshape(len(codes), *self.model.get_tensor_shape(node.output[0])[1:]), lsb
+        return self._products(node, weights, node.input[2] if biased else None, convolve)
 
-    def _identity(self, node, tensors):
-        return tensors[node.input[0]]
+    def _matmul(self, node):
+        return self._products(node, self.analysis.constants[node.input[1]][0], None, lambda x, w, _: x @ w)
+
+    def _products(self, node, weights: np.ndarray, bias: str | None, multiply: Callable):
+        kind, store = self._kind(node, self.analysis.accumulators[node.name]), self._store(node)
+        source, weight_lsb = node.input[0], self.analysis.constants[node.input[1]][1]
+        lsb = self._grid(node.output[0])
+        if kind == torch.int64:
+            # sums on the grid of the products, which a bias may refine
+            w, products = torch.from_numpy(np.ascontiguousarray(weights)), self._grid(source) + weight_lsb
+            shift = None if bias is None else round_shift(self.analysis.constants[bias][0], lsb - self.analysis.
+                                                          constants[bias][1])  # fmt: skip
+
+            def whole(x):
+                sums = multiply(torch.from_numpy(_whole(x, self._grid(source))), w, None).numpy()
+                sums = round_shift(sums, lsb - products)
+                return _Tensor(torch.from_numpy(sums if shift is None else sums + shift).to(store), lsb)
+
+            return lsb, whole
+        unit = self._unit_before_quantizer(node)
+        w = _constant(weights, kind, weight_lsb + self._units[source] - unit)
+        w = w.contiguous(memory_format=torch.channels_last) if w.dim() == 4 else w
+        b = None if bias is None else _constant(self.analysis.constants[bias][0], kind,
+                                                self.analysis.constants[bias][1] - unit)  # fmt: skip
+        return unit, lambda x: _Tensor(multiply(x.array.to(kind), w, b).to(store), unit)
+
+    def _add(self, node):
+        kind, store, lsb = self._kind(node), self._store(node), self._grid(node.output[0])
+        constants = [self.analysis.constants.get(name) for name in node.input]
+        moving = [name for name, constant in zip(node.input, constants, strict=True) if constant is None]
+        unit = self._units[moving[0]]
+        if kind == torch.int64 or abs(unit - lsb) > 2 * _FAR:
+            unit = lsb
+        others = [constant for constant in constants if constant is not None]
+        if kind == torch.int64:
+            fixed = [round_shift(codes, lsb - own) for codes, own in others]
+
+            def whole(*sources):
+                sums = fixed + [round_shift(_whole(x, self._grid(name)), lsb - self._grid(name))
+                                for x, name in zip(sources, moving, strict=True)]  # fmt: skip
+                return _Tensor(torch.from_numpy(sums[0] + sums[1]).to(store), lsb)
+
+            return lsb, whole
+        fixed = [_constant(codes, kind, own - unit) for codes, own in others]
+
+        def step(first, *second):
+            array, free = _as(first, kind)
+            if first.unit != unit:
+                array, free = torch.mul(array, _power(first.unit - unit), out=array if free else None), True
+            other, more = (fixed[0], 1.0) if fixed else (second[0].array.to(kind), _power(second[0].unit - unit))
+            return _Tensor(torch.add(array, other, alpha=more, out=array if free else None).to(store), unit)
+
+        return unit, step
+
+    def _concat(self, node):
+        kind, store, lsb = self._kind(node), self._store(node), self._grid(node.output[0])
+        unit = lsb if kind == torch.int64 else min(self._units[name] for name in node.input)
+        if kind == torch.int64:
+            return lsb, lambda *sources: _Tensor(torch.from_numpy(np.concatenate([
+                round_shift(_whole(x, self._grid(name)), lsb - self._grid(name))
+                for x, name in zip(sources, node.input, strict=True)], axis=-1)).to(store), lsb)  # fmt: skip
+        return unit, lambda *sources: _Tensor(
+            torch.cat([_scaled(x.array.to(kind), x.unit - unit) for x in sources], -1).to(store), unit)
+
+    def _relu(self, node):
+        store = self._store(node)
+        return self._units[node.input[0]], lambda x: _Tensor(
+            torch.clamp(x.array, min=0, out=x.array if x.own else None).to(store), x.unit)
+
+    def _multithreshold(self, node):
+        source = self.analysis.tensors[node.input[0]]
+        lsb, base, step = threshold_levels(node)
+        store, kind = self._store(node), _exact(max(source.max, -source.min))
+        codes = threshold_codes(self.model, node, source.lsb)
+        # no code lies outside the range: a threshold outside counts for all of them or for none
+        codes = np.clip(codes, source.min, source.max + 1)
+        steps = _constant(codes, kind, source.lsb - self._units[node.input[0]])
+        few = codes.shape[1] <= _FEW_STEPS
+        columns = steps.T.contiguous()
+
+        def count(x):
+            if few:
+                counts = (x >= columns[0]).to(store)
+                for column in columns[1:]:
+                    counts += x >= column
+                return counts
+            flat = x.reshape(-1, x.shape[-1]).T.contiguous()
+            every = steps.expand(len(flat), -1).contiguous()
+            return torch.searchsorted(every, flat, right=True).T.reshape(x.shape).to(store)
+
+        return lsb, lambda x: _Tensor(count(x.array).mul_(step).add_(base), lsb)
+
+    def _maxpool(self, node):
+        options = attributes(node)
+        kernel, strides = tuple(options["kernel_shape"]), tuple(options.get("strides", [1, 1]))
+        return self._units[node.input[0]], lambda x: _Tensor(functional.max_pool2d(
+            x.array.permute(0, 3, 1, 2), kernel, strides).permute(0, 2, 3, 1).contiguous(), x.unit)  # fmt: skip
+
+    def _flatten(self, node):
+        return self._units[node.input[0]], lambda x: replace(x, array=x.array.reshape(len(x.array), -1))
+
+    def _reshape(self, node):
+        shape = self.model.get_tensor_shape(node.output[0])[1:]
+        return self._units[node.input[0]], lambda x: replace(x, array=x.array.reshape(len(x.array), *shape))
+
+    def _identity(self, node):
+        return self._units[node.input[0]], lambda x: x
 
 
-def _sum(left: tuple[np.ndarray, int], right: tuple[np.ndarray, int]) -> tuple[np.ndarray, int]:
-    lsb = min(left[1], right[1])
-    return round_shift(left[0], lsb - left[1]) + round_shift(right[0], lsb - right[1]), lsb
+def _exact(widest: int) -> torch.dtype:
+    return _KINDS[(widest >= FLOAT32_EXACT) + (widest >= FLOAT64_EXACT)]
+
+
+def _power(exponent: int) -> float:
+    """2**exponent. Only a tensor of nothing but zeros can be as far from another as to leave the exponents of float32:
+    it may be scaled by anything finite."""
+    return 2.0 ** min(max(exponent, -120), 120)
+
+
+def _scaled(array: torch.Tensor, exponent: int) -> torch.Tensor:
+    return array if exponent == 0 else array * _power(exponent)
+
+
+def _constant(codes: np.ndarray, kind: torch.dtype, exponent: int) -> torch.Tensor:
+    return _scaled(torch.from_numpy(np.ascontiguousarray(codes)).to(kind), exponent)
+
+
+def _as(tensor: _Tensor, kind: torch.dtype) -> tuple[torch.Tensor, bool]:
+    """The array as ``kind``, and whether it may be written over."""
+    array = tensor.array.to(kind)
+    return array, tensor.own or array is not tensor.array
+
+
+def _whole(tensor: _Tensor, lsb: int) -> np.ndarray:
+    """int64 codes on the grid ``2**lsb``."""
+    return _scaled(tensor.array, tensor.unit - lsb).to(torch.int64).numpy()
 
 
 class Census:
