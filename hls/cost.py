@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from boards.errors import SlimgateError
 
@@ -204,9 +205,9 @@ def load_coefficients(path: Path = COEFFICIENTS) -> dict:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CostError(f"no readable cost coefficients: {error}", where=path,
-                        fix="make them with: python -m hls.estimator --designs DIR --write-coefficients") from error
-    if not isinstance(data, dict) or data.get("schema") != 1 or "terms" not in data:
-        raise CostError("not a cost coefficient file of schema 1", where=path)
+                        fix="make them with: slimgate estimator --designs DIR --write-coefficients") from error
+    if not isinstance(data, dict) or data.get("schema") != 2 or "terms" not in data:
+        raise CostError("not a cost coefficient file of schema 2", where=path)
     return data
 
 
@@ -763,25 +764,68 @@ def remaining(layer: LayerSpec, target: Target, raw: Mapping, coefficients: Mapp
 def design_class(layers: Iterable[LayerSpec]) -> str:
     """Which published designs' errors tell how far an estimate may be off: "serial" forks; "unread" where the Latency
     strategy is used and nobody said how many weights are zero; "stock" for the rest."""
-    work = [p for x in layers for p in (x.parts or (x,)) if p.kind in MULTIPLYING]
+    work = _work(layers)
     if any(x.serial for x in work):
         return "serial"
     return "unread" if any(x.strategy == "latency" and x.nonzeros is None for x in work) else "stock"
 
 
-UNKNOWN_SPREAD = (0.4, 2.5)
+def _work(layers: Iterable[LayerSpec]) -> list[LayerSpec]:
+    return [p for x in layers for p in (x.parts or (x,)) if p.kind in MULTIPLYING]
+
+
+class Traits(NamedTuple):
+    """What the reach of an interval may depend on: :func:`design_class`, the strategy of most layers, the compiler, how
+    layers are joined, and whether most weights are zero."""
+
+    kind: str
+    strategy: str = "none"
+    tool: str = "vitis_hls"
+    io: str = "io_stream"
+    density: str = "dense"
+
+
+def traits(layers: Iterable[LayerSpec], target: Target) -> Traits:
+    """The traits of a design."""
+    layers = list(layers)
+    work = _work(layers)
+    strategies = [x.strategy for x in work]
+    sparse = sum(x.live for x in work) < 0.5 * sum(x.weights for x in work)
+    return Traits(design_class(layers), max(strategies, key=strategies.count, default="none"), target.toolchain,
+                  target.io, "sparse" if sparse else "dense")
+
+
+UNKNOWN_REACH = math.log(2.5)
+"""Logarithm of the factor to both sides where fewer than three repositories are like the design."""
 SHIFT = {"dsp": 1.0, "bram18": 1.0}
 """Added to small counts before a ratio is taken, so that 0 and 1 are near."""
 
 
-def spread(value: float, coefficients: Mapping, scope: str, figure: str, quantity: str, kind: str,
+def reach_of(coefficients: Mapping, scope: str, figure: str, quantity: str, like: Traits) -> float:
+    """Logarithm of the factor around a prediction that holds 90 % of what is reported. From the nearest class of
+    designs that was seen: {"by": traits that count, "reach": {"kind/trait/...": reach, ..., "": all designs}}."""
+    known = coefficients.get("intervals", {}).get(f"{scope}.{figure}.{quantity}")
+    if known is None:
+        return UNKNOWN_REACH
+    path = [like.kind, *(getattr(like, name) for name in known["by"])]
+    while path:
+        if (reach := known["reach"].get("/".join(path))) is not None:
+            return reach
+        path.pop()
+    return known["reach"][""]
+
+
+def spread(value: float, coefficients: Mapping, scope: str, figure: str, quantity: str, like: Traits,
            widen: float = 1.0) -> dict[str, float]:
     """{"value", "lo", "hi"}: the 90 % interval from the errors on designs that were left out of the fit."""
-    known, key = coefficients.get("intervals", {}), f"{scope}.{figure}.{quantity}"
-    low, high = known.get(f"{key}.{kind}") or known.get(key) or UNKNOWN_SPREAD
+    factor = math.exp(reach_of(coefficients, scope, figure, quantity, like)) * widen
     shift = SHIFT.get(quantity, 0.0)
-    return {"value": round(value, 1), "lo": round(max((value + shift) * low / widen - shift, 0.0), 1),
-            "hi": round((value + shift) * high * widen - shift, 1)}
+    return {"value": round(value, 1), "lo": round(max((value + shift) / factor - shift, 0.0), 1),
+            "hi": round((value + shift) * factor - shift, 1)}
+
+
+WIDEN = 1.3
+"""An extrapolated figure's interval is this factor wider on each side."""
 
 
 def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = False,
@@ -796,8 +840,8 @@ def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = Fa
     names = [layer.name for layer in layers]
     if len(set(names)) != len(names):
         raise CostError(f"two layers are called {max(names, key=names.count)!r}")
-    why, kind = extrapolated(layers, target), design_class(layers)
-    evidence, widen = ("estimated (extrapolated)", 1.3) if why else ("estimated", 1.0)
+    why, kind = extrapolated(layers, target), traits(layers, target)
+    evidence, widen = ("estimated (extrapolated)", WIDEN) if why else ("estimated", 1.0)
     rows: dict[str, dict] = {}
     sums = {"hls": dict.fromkeys(QUANTITIES, 0.0), "implemented": dict.fromkeys(QUANTITIES, 0.0)}
     for layer in layers:

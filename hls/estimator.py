@@ -20,7 +20,7 @@ from scipy.optimize import least_squares
 
 from boards.errors import SlimgateError
 from hls import cost
-from hls.cost import LayerSpec, Target
+from hls.cost import LayerSpec, Target, Traits
 
 REPORTED = ("totals", "fifos", "other_instances", "has")
 """Keys of a design that hold what tools reported; a layer's are ``reported`` and ``quoted``."""
@@ -551,9 +551,15 @@ class Row:
     layer: str | None
     figure: str
     quantity: str
-    kind: str
+    like: Traits
     predicted: float
     reported: float
+    widen: float = 1.0
+    """By how much the design's intervals are wider for being extrapolated."""
+
+    @property
+    def kind(self) -> str:
+        return self.like.kind
 
     @property
     def error(self) -> float:
@@ -569,10 +575,12 @@ class Row:
 def rows_of(design: Design, coefficients: Mapping) -> list[Row]:
     """Everything predicted about a design that was also reported."""
     estimate = cost.estimate(design.layers, design.target, coefficients=coefficients)
-    kind, found = cost.design_class(design.layers), []
+    like, found = cost.traits(design.layers, design.target), []
+    widen = cost.WIDEN if estimate.why else 1.0
 
     def add(figure, quantity, predicted, reported, layer=None):
-        found.append(Row(design.name, design.repo, layer, figure, quantity, kind, float(predicted), float(reported)))
+        found.append(Row(design.name, design.repo, layer, figure, quantity, like, float(predicted), float(reported),
+                         widen))
 
     for figure in ("hls", "implemented"):
         for quantity, value in design.reported[figure].items():
@@ -600,6 +608,12 @@ def rows_of(design: Design, coefficients: Mapping) -> list[Row]:
     return found
 
 
+def interval_of(row: Row, coefficients: Mapping) -> dict[str, float]:
+    """{"value", "lo", "hi"} as the product gives it."""
+    return cost.spread(row.predicted, coefficients, "layer" if row.layer else "total", row.figure, row.quantity,
+                       row.like, row.widen)
+
+
 def weight_bram18(layer: LayerSpec, row: Mapping) -> int | None:
     """BRAM18 of a layer's weights as its ``memories`` table lists them (items w<n>_...); None where it does not."""
     items = (row.get("memories") or {}).get("items") or []
@@ -621,26 +635,75 @@ def given_hls(design: Design, coefficients: Mapping, quantity: str) -> float | N
     return value
 
 
-def intervals_from(rows: Iterable[Row], share: float = 0.9) -> dict[str, list[float]]:
-    """{"scope.figure.quantity[.class]": [low, high]}: factors around a prediction that hold ``share`` of the reported
-    figures, every repository counting alike. A class with fewer than three repositories has none of its own."""
+SHARE = 0.9
+"""Of the reported figures an interval is to hold."""
+CLASSES = ("strategy", "tool", "density")
+"""Traits the reach of intervals depends on, each within the one before."""
+FEWEST = 3
+"""Repositories of a kind below which it has no interval of its own."""
+PRIOR, LEAST, WORST = 2.0, 0.03, 1.5
+"""A class's typical error counts as many repositories as it has against this many of the class above it; it is taken to
+be no less than 3 %, and single errors count up to this logarithm."""
+
+
+def reaches(rows: list[Row], by: tuple[str, ...]) -> dict[str, float]:
+    """{"kind/trait/...": logarithm of the factor around a prediction}; "" for designs of a kind hardly seen.
+
+    Errors are first divided by what is typical of the design's class, a weighted mean drawn towards the class above
+    where few repositories tell; the share's quantile of these, times what is typical, is the reach (normalized
+    conformal prediction, over repositories rather than designs, which are alike within one)."""
+    found = {}
+    errors = [abs(r.log_ratio) for r in rows]
+    for kind in sorted({r.kind for r in rows}):
+        chosen = [i for i, r in enumerate(rows) if r.kind == kind]
+        if len({rows[i].repo for i in chosen}) < FEWEST:
+            continue
+        typical = {kind: _mean_error(rows, errors, chosen)}
+        paths = {i: [kind] for i in chosen}
+        for name in by:
+            groups: dict[str, list[int]] = {}
+            for i in chosen:
+                paths[i].append(f"{paths[i][-1]}/{getattr(rows[i].like, name)}")
+                groups.setdefault(paths[i][-1], []).append(i)
+            for path, group in groups.items():
+                count = len({rows[i].repo for i in group})
+                above = typical[path.rsplit("/", 1)[0]]
+                typical[path] = (count * _mean_error(rows, errors, group) + PRIOR * above) / (count + PRIOR)
+        typical = {path: max(value, LEAST) for path, value in typical.items()}
+        quantile = _reach(rows, chosen, [errors[i] / typical[paths[i][-1]] for i in chosen])
+        found |= {path: _bounded(quantile * value) for path, value in typical.items()}
+    everyone = _reach(rows, range(len(rows)), errors)
+    return found | {"": _bounded(max(everyone, cost.UNKNOWN_REACH))}
+
+
+def _mean_error(rows: list[Row], errors: list[float], chosen: Iterable[int]) -> float:
+    weights = _weights((rows[i].repo for i in chosen), [1.0] * len(list(chosen)))
+    return float(np.average([min(errors[i], WORST) for i in chosen], weights=weights))
+
+
+def _reach(rows: list[Row], chosen: Iterable[int], values: list[float]) -> float:
+    """The share's quantile; of fewer than ten repositories only the worst one reaches it."""
+    repos = [rows[i].repo for i in chosen]
+    count = len(set(repos))
+    share = SHARE if count >= 10 else min(SHARE * (count + 1) / count, 1.0)
+    return weighted_quantile(values, _weights(repos, [1.0] * len(repos)), share)
+
+
+def _bounded(reach: float) -> float:
+    return round(min(max(reach, 0.01), 3.0), 4)
+
+
+def intervals_from(rows: Iterable[Row]) -> dict[str, dict]:
+    """{"scope.figure.quantity": {"by": traits, "reach": {class: reach}}} that hold :data:`SHARE` of the reported
+    figures, every repository counting alike (:func:`hls.cost.reach_of` reads them). For single layers only the kind
+    counts."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        key = f"{'layer' if row.layer else 'total'}.{row.figure}.{row.quantity}"
-        groups.setdefault(key, []).append(row)
-        groups.setdefault(f"{key}.{row.kind}", []).append(row)
+        groups.setdefault(f"{'layer' if row.layer else 'total'}.{row.figure}.{row.quantity}", []).append(row)
     found = {}
     for key, group in groups.items():
-        if key.count(".") == 3 and len({r.repo for r in group}) < 3:
-            continue
-        weights = _weights((r.repo for r in group), [1.0] * len(group))
-        # symmetric in the logarithm: with some fifteen repositories a quantile per side is one repository's whim
-        repos = len({r.repo for r in group})
-        # of few repositories the share is reached only with the worst of them
-        wanted = share if repos >= 10 else min(share * (repos + 1) / repos, 1.0)
-        reach = weighted_quantile((abs(r.log_ratio) for r in group), weights, wanted)
-        reach = min(max(reach, 0.01), 3.0)
-        found[key] = [round(math.exp(-reach), 3), round(math.exp(reach), 3)]
+        by = CLASSES if key.startswith("total") else ()
+        found[key] = {"by": list(by), "reach": reaches(group, by)}
     return found
 
 
@@ -648,7 +711,7 @@ def fitted(designs: list[Design]) -> dict:
     """A coefficient file's content: terms from all designs, intervals from predictions of designs left out."""
     without = leave_out(designs)
     rows = [row for design in designs for row in rows_of(design, without[design.name])]
-    return {"schema": 1, "version": 1, "evidence": "fitted on published reports",
+    return {"schema": 2, "evidence": "fitted on published reports",
             "fitted_on": {"designs": len(designs), "repositories": sorted({d.repo for d in designs})},
             "terms": fit(designs), "intervals": dict(sorted(intervals_from(rows).items()))}
 
@@ -692,13 +755,10 @@ def compare(designs: list[Design], coefficients: Mapping | Callable[[Design], Ma
         rows = rows_of(design, k)
         every += rows
         estimate = cost.estimate(design.layers, design.target, coefficients=k)
-        widen = 1.3 if estimate.why else 1.0
 
-        def cell(row: Row, k=k, widen=widen) -> dict:
-            scope = "layer" if row.layer else "total"
+        def cell(row: Row, k=k) -> dict:
             return {"reported": row.reported} | {
-                ("predicted" if key == "value" else key): value for key, value in
-                cost.spread(row.predicted, k, scope, row.figure, row.quantity, row.kind, widen).items()}
+                ("predicted" if key == "value" else key): value for key, value in interval_of(row, k).items()}
 
         layers: dict[str, dict] = {}
         for row in rows:

@@ -144,9 +144,28 @@ def test_estimate_has_both_figures_with_intervals_and_says_what_is_extrapolated(
     known = cost.estimate([replace(x, weight_bits=16, input_bits=16) for x in layers], Z020)
     assert known.evidence == "estimated" and not known.why
     # the extrapolated interval is wider around the same value
-    near, far = cost.spread(100.0, {}, "total", "hls", "lut", "stock"), cost.spread(100.0, {}, "total", "hls", "lut",
-                                                                                 "stock", 1.3)
+    near, far = (cost.spread(100.0, {}, "total", "hls", "lut", cost.Traits("stock"), w) for w in (1.0, cost.WIDEN))
     assert far["lo"] < near["lo"] and far["hi"] > near["hi"]
+
+
+def test_the_interval_of_the_nearest_class_is_taken():
+    known = {"intervals": {"total.hls.lut": {"by": ["strategy", "density"], "reach": {
+        "": 1.0, "stock": 0.5, "stock/latency": 0.3, "stock/latency/sparse": 0.7}}}}
+    for like, reach in ((cost.Traits("stock", "latency", density="sparse"), 0.7),
+                        (cost.Traits("stock", "latency"), 0.3), (cost.Traits("stock", "resource"), 0.5),
+                        (cost.Traits("serial", "latency"), 1.0)):
+        assert cost.reach_of(known, "total", "hls", "lut", like) == reach
+        cell = cost.spread(100.0, known, "total", "hls", "lut", like)
+        assert cell["hi"] == pytest.approx(100 * math.exp(reach), abs=0.1)
+    assert cost.reach_of(known, "total", "hls", "ff", cost.Traits("stock")) == cost.UNKNOWN_REACH
+
+
+def test_traits_of_a_design():
+    sparse = dense(64, 10, 1, name="a", strategy="latency", nonzeros=100, powers_of_two=0, csd_digits=300)
+    assert cost.traits([sparse], Z020) == ("stock", "latency", "vivado_hls", "io_stream", "sparse")
+    assert cost.traits([sparse, dense(9, 9, 9, name="b"), dense(9, 9, 9, name="c")], OURS).strategy == "resource"
+    assert cost.traits([replace(sparse, nonzeros=None)], Z020).kind == "unread"
+    assert cost.traits([LayerSpec("r", "activation", (8,), (8,))], Z020).strategy == "none"
 
 
 def test_more_multipliers_than_dsps_become_luts():
@@ -190,7 +209,7 @@ def test_a_missing_or_foreign_coefficient_file_is_refused(tmp_path: Path):
     with pytest.raises(CostError, match="no readable"):
         cost.load_coefficients(tmp_path / "none.json")
     (tmp_path / "old.json").write_text('{"schema": 0}')
-    with pytest.raises(CostError, match="schema 1"):
+    with pytest.raises(CostError, match="schema 2"):
         cost.load_coefficients(tmp_path / "old.json")
 
 
