@@ -10,8 +10,6 @@ from types import MappingProxyType
 from boards.errors import SlimgateError
 
 FOLDER = Path(__file__).parent
-IO_PLL_MHZ = 1000.0
-"""Both families run the PLL behind the PL clocks at 1000 MHz; the PL clock is that divided by two 6-bit divisors."""
 PS_FAMILIES = {"zynq7": "armv7l", "zynqmp": "aarch64"}
 """Processing system -> the machine name its Linux reports."""
 RESOURCES = ("lut", "ff", "bram36", "uram", "dsp")
@@ -30,6 +28,8 @@ class Board:
     part: str
     ps: str
     crystal_mhz: float
+    io_pll_mhz: float
+    """What the board's boot loader makes of the crystal, for the PL clocks to be divided from."""
     clock_mhz: float
     """Default clock of the programmable logic."""
     hp_width_bits: int
@@ -53,19 +53,24 @@ class Board:
     def clock_divisors(self, clock_mhz: float) -> tuple[int, int]:
         """The two divisors (each 1..63) that make ``clock_mhz`` from the IO PLL; BoardError when none do."""
         if clock_mhz > 0:
-            product = round(IO_PLL_MHZ / clock_mhz)
-            if product and abs(IO_PLL_MHZ / product - clock_mhz) < 1e-3 * clock_mhz:
+            product = round(self.io_pll_mhz / clock_mhz)
+            if product and abs(self.io_pll_mhz / product - clock_mhz) < 1e-3 * clock_mhz:
                 for second in range(1, 64):
                     if product % second == 0 and product // second <= 63:
                         return product // second, second
-        near = sorted(IO_PLL_MHZ / n for n in range(4, 41))
+        near = self.clocks_mhz()
         below = max((f for f in near if f < clock_mhz), default=near[0])
         above = min((f for f in near if f > clock_mhz), default=near[-1])
         raise BoardError(
-            f"a PL clock of {clock_mhz:g} MHz cannot be divided from the {IO_PLL_MHZ:g} MHz IO PLL of {self.name}",
+            f"a PL clock of {clock_mhz:g} MHz cannot be divided from the {self.io_pll_mhz:g} MHz IO PLL of {self.name}",
             where="[hls] clock_mhz",
             fix=f"take {below:.6g} or {above:.6g} MHz",
         )
+
+    def clocks_mhz(self, low: float = 25.0, high: float = 250.0) -> list[float]:
+        """Every PL clock from ``low`` to ``high`` MHz that the IO PLL can be divided to, rising."""
+        products = {first * second for first in range(1, 64) for second in range(1, 64)}
+        return sorted(f for n in products if low <= (f := self.io_pll_mhz / n) <= high)
 
 
 def names(folder: Path = FOLDER) -> list[str]:

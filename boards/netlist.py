@@ -7,7 +7,7 @@ build makes must agree with it: same names, same parameters, same addresses. Not
 import struct
 from xml.sax.saxutils import quoteattr
 
-from boards.board import IO_PLL_MHZ, Board
+from boards.board import Board
 
 BEAT_BYTES = 8
 LENGTH_WIDTH = 26
@@ -141,7 +141,7 @@ def platform(board: Board, clock_mhz: float | None = None) -> dict:
 
 def _ps_parameters(board: Board, clock_mhz: float) -> dict:
     first, second = board.clock_divisors(clock_mhz)
-    made = round(IO_PLL_MHZ / (first * second), 6)
+    made = round(board.io_pll_mhz / (first * second), 6)
     parameters: dict = {}
     if board.ps == "zynq7":
         parameters |= {

@@ -22,7 +22,7 @@ from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
 from boards import netlist
-from boards.board import IO_PLL_MHZ, Board
+from boards.board import Board
 from boards.errors import SlimgateError
 from boards.simulated.accelerator import Accelerator
 
@@ -240,16 +240,16 @@ class Registers(dict):
 
 
 def _clock_registers(board: Board) -> list[tuple[int, int, Registers]]:
-    """The clock controllers as the boot loader leaves them: IO PLL at 1000 MHz, PL clocks at 100 MHz.
+    """The clock controllers as the boot loader leaves them: IO PLL as the board has it, PL clocks a tenth.
 
     (base, bytes, registers); AMD UG585 (SLCR) and UG1087 (CRL_APB, CRF_APB).
     """
     if board.ps == "zynq7":
-        feedback = round(IO_PLL_MHZ / board.crystal_mhz)
+        feedback = round(board.io_pll_mhz / board.crystal_mhz)
         slcr = Registers({0x100: 26 << 12, 0x104: 21 << 12, 0x108: feedback << 12, 0x120: 2 << 8})
         slcr |= {0x170 + 16 * i: 1 << 20 | 10 << 8 for i in range(4)}
         return [(0xF800_0000, 0x1000, slcr)]
-    pll = 1 << 16 | round(2 * IO_PLL_MHZ / board.crystal_mhz) << 8  # DIV2 halves it
+    pll = 1 << 16 | round(2 * board.io_pll_mhz / board.crystal_mhz) << 8  # DIV2 halves it
     crl = Registers({0x20: pll, 0x30: pll} | {0xC0 + 4 * i: 1 << 24 | 1 << 16 | 10 << 8 for i in range(4)})
     crf = Registers({0x20: pll, 0x2C: pll, 0x38: pll, 0x60: 1 << 8})
     return [(0xFF5E_0000, 0x1000, crl), (0xFD1A_0000, 0x1000, crf)]

@@ -1,6 +1,7 @@
 """Every board of boards/*.toml: its data, its platform as pynq reads it, and a toy package run on it."""
 
 import json
+import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
 
@@ -32,24 +33,57 @@ def test_the_boards_of_the_table_are_there():
     assert len(BOARDS) >= 12 and "pynq-z2" in BOARDS and "kv260" in BOARDS
 
 
+# What the vendor's tools print as available for each part; sources in the board files.
+RESOURCES = {
+    "xc7z020": {"lut": 53200, "ff": 106400, "bram36": 140, "uram": 0, "dsp": 220},
+    "xc7z010": {"lut": 17600, "ff": 35200, "bram36": 60, "uram": 0, "dsp": 80},
+    "xc7z007s": {"lut": 14400, "ff": 28800, "bram36": 50, "uram": 0, "dsp": 66},
+    "xczu3eg": {"lut": 70560, "ff": 141120, "bram36": 216, "uram": 0, "dsp": 360},
+    "xck26": {"lut": 117120, "ff": 234240, "bram36": 144, "uram": 64, "dsp": 1248},
+}
+
+
 def test_its_file_names_its_sources(one):
     text = (board.FOLDER / f"{one.name}.toml").read_text()
-    assert text.startswith("# Sources: ")
+    comments = text[: text.index("title = ")]
+    assert comments.startswith("# Sources: part")
+    for word in ("github ", "crystal" if one.ps == "zynq7" else "reference clock", "IO PLL", "# Port: ", "# Power: "):
+        assert word in comments, word
+    assert "# Resources: " in comments and "from memory" not in comments
     assert "name" not in tomllib.loads(text)  # the file's name is the board's name
 
 
 def test_its_numbers_are_of_its_part(one):
-    family = {"xc7z020": 53200, "xc7z010": 17600, "xc7z007": 14400, "xczu3eg": 70560, "xck26-s": 117120}
-    assert one.resources["lut"] == family[one.part[:7]]
-    assert one.resources["ff"] == 2 * one.resources["lut"]
+    device = re.match(r"xc7z\d+s?(?=clg)|xczu\d+[a-z]+|xck26", one.part).group()
+    assert dict(one.resources) == RESOURCES[device]
     assert (one.ps == "zynq7") == one.part.startswith("xc7")
     assert one.pynq_below == ("4" if one.ps == "zynq7" else "5")
     assert onboard.release(one.pynq_min) < onboard.release("3.1.2") < onboard.release(one.pynq_below)
+    assert one.hp_width_bits in ((32, 64) if one.ps == "zynq7" else (32, 64, 128))
+
+
+def test_its_pll_is_a_multiple_of_its_crystal(one):
+    """The feedback divider is whole; UltraScale+ may halve what the oscillator makes."""
+    factor = one.io_pll_mhz / one.crystal_mhz * (1 if one.ps == "zynq7" else 2)
+    assert factor == pytest.approx(round(factor), rel=1e-4)
+    low, high = (780, 1600) if one.ps == "zynq7" else (750, 3000)  # AMD DS187 (-1), DS925: the oscillators' ranges
+    assert low <= one.io_pll_mhz <= high
 
 
 def test_its_default_clock_can_be_made(one):
     first, second = one.clock_divisors(one.clock_mhz)
-    assert board.IO_PLL_MHZ / (first * second) == pytest.approx(one.clock_mhz, rel=1e-3)
+    assert one.io_pll_mhz / (first * second) == pytest.approx(one.clock_mhz, rel=1e-3)
+
+
+def test_its_reachable_clocks_are_those_its_divisors_make(one):
+    clocks = one.clocks_mhz(50, 250)
+    assert one.clock_mhz in [pytest.approx(mhz, rel=1e-3) for mhz in clocks] and clocks == sorted(set(clocks))
+    for mhz in clocks:
+        first, second = one.clock_divisors(mhz)
+        assert one.io_pll_mhz / (first * second) == pytest.approx(mhz, rel=1e-9)
+    between = (clocks[-1] + clocks[-2]) / 2
+    with pytest.raises(board.BoardError, match="cannot be divided"):
+        one.clock_divisors(between)
 
 
 def test_pynq_reads_its_handoff(one, tmp_path):
@@ -63,7 +97,7 @@ def test_pynq_reads_its_handoff(one, tmp_path):
     registers = parser.ip_dict["probe_0"]["registers"]
     assert {name: entry["address_offset"] for name, entry in registers.items()} == onboard.PROBE
     clock = parser.clock_dict[0]
-    assert board.IO_PLL_MHZ / (int(clock["divisor0"]) * int(clock["divisor1"])) == pytest.approx(one.clock_mhz, 1e-3)
+    assert one.io_pll_mhz / (int(clock["divisor0"]) * int(clock["divisor1"])) == pytest.approx(one.clock_mhz, 1e-3)
     assert [parser.clock_dict[i]["enable"] for i in range(4)] == [1, 0, 0, 0]
 
 

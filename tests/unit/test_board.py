@@ -2,7 +2,7 @@
 
 import pytest
 
-from boards import board, netlist
+from boards import netlist
 from boards.board import FOLDER, BoardError, load, names
 
 GOOD = (FOLDER / "pynq-z2.toml").read_text()
@@ -56,13 +56,21 @@ def test_a_new_board_is_one_file(tmp_path):
 def test_clocks_within_reach(mhz):
     first, second = load("pynq-z2").clock_divisors(mhz)
     assert 1 <= first <= 63 and 1 <= second <= 63
-    assert board.IO_PLL_MHZ / (first * second) == pytest.approx(mhz, rel=1e-3)
+    assert load("pynq-z2").io_pll_mhz / (first * second) == pytest.approx(mhz, rel=1e-3)
 
 
 @pytest.mark.parametrize(("mhz", "near"), [(150, "142.857 or 166.667"), (0, "25"), (-5, "25"), (1e9, "250")])
 def test_clocks_out_of_reach_name_the_nearest(mhz, near):
     with pytest.raises(BoardError, match=near):
         load("pynq-z2").clock_divisors(mhz)
+
+
+def test_a_board_with_another_pll_has_other_clocks():
+    """150 MHz needs 1500 MHz, 200 MHz needs 1000 or 1400; the MiniZed's divisors are not the PYNQ-Z2's."""
+    assert load("ultra96-v2").clock_divisors(150) == (10, 1)
+    with pytest.raises(BoardError, match=r"200 MHz cannot be divided from the 1500 MHz.*\n.*\n.*187.5 or 214.286 MHz"):
+        load("ultra96-v2").clock_divisors(200)
+    assert load("minized").clock_divisors(100) == (14, 1) and load("pynq-z2").clock_divisors(100) == (10, 1)
 
 
 def test_the_platform_follows_the_clock():
