@@ -22,7 +22,16 @@ import numpy as np
 
 from boards.errors import SlimgateError
 from hls.graph import data_tensors, input_shape
-from hls.numerics import Analysis, Fixed, attributes, quantizer_of, threshold_codes, threshold_levels
+from hls.numerics import (
+    Analysis,
+    Fixed,
+    attributes,
+    pad_amounts,
+    quantizer_of,
+    resize_factors,
+    threshold_codes,
+    threshold_levels,
+)
 
 HLS4ML_VERSION = "1.3.0"
 PROJECT = "network"
@@ -97,7 +106,7 @@ def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
     import hls4ml
 
     _install_dense_results()
-    _install_multithreshold()
+    _install_own_layers()
     _dense_results.clear()
     for node in model.graph.node:
         if node.op_type == "MatMul":
@@ -114,7 +123,7 @@ def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
     }
     try:
         return hls4ml.converters.convert_from_onnx_model(
-            _without_input_quantizer(model),
+            _without_input_quantizer(model, analysis),
             output_dir=str(folder),
             project_name=PROJECT,
             backend="Vitis",
@@ -166,81 +175,103 @@ def _install_dense_results() -> None:
         update_flow("convert", add_optimizers=["slimgate_give_dense_results"])
 
 
-def _install_multithreshold() -> None:
-    """Teach hls4ml the MultiThreshold node: one more layer, with its C++ in ``templates/layers``."""
+#: Layers of our own, their C++ in ``templates/layers/nnet_<function>.h``: class name -> function of namespace nnet.
+#: Whole numbers that a node carries become members of the function's configuration, under their names.
+OWN_LAYERS = {"MultiThreshold": "multithreshold", "PadWith": "pad_with", "Upsample": "upsample"}
+
+
+def _install_own_layers() -> None:
+    """Teach hls4ml the nodes that :func:`_own_nodes` makes, once for a process."""
     import hls4ml
     from hls4ml.backends.template import FunctionCallTemplate, LayerConfigTemplate
     from hls4ml.converters.onnx_to_hls import get_supported_onnx_layers, register_onnx_layer_handler
     from hls4ml.model.attributes import Attribute, TypeAttribute, WeightAttribute
     from hls4ml.model.layers import Layer, register_layer
 
-    if "MultiThreshold" in get_supported_onnx_layers():
+    if "SlimgateMultiThreshold" in get_supported_onnx_layers():
         return
-
-    class MultiThreshold(Layer):
-        _expected_attributes = [  # noqa: RUF012 - hls4ml's own way
-            Attribute("n_in"), Attribute("n_chan"), Attribute("n_steps"), Attribute("base"), Attribute("step"),
-            WeightAttribute("thresholds"), TypeAttribute("thresholds"),
-        ]  # fmt: skip
-
-        def initialize(self):
-            self.add_output_variable(self.get_input_variable().shape)
-            self.add_weights_variable(name="thresholds", var_name="t{index}")
-
-    class Config(LayerConfigTemplate):
-        def __init__(self):
-            super().__init__(MultiThreshold)
-            members = "".join(f"    static const {kind} {name} = {{{name}}};\n" for kind, name in (
-                ("unsigned", "n_in"), ("unsigned", "n_chan"), ("unsigned", "n_steps"), ("int", "base"),
-                ("int", "step")))
-            self.template = ("struct config{index} : nnet::multithreshold_config {{\n" + members
-                             + "    typedef {thresholds_t.name} thresholds_t;\n}};\n")
-
-        def format(self, node):
-            return self.template.format(**self._default_config_params(node))
-
-    class Call(FunctionCallTemplate):
-        def __init__(self):
-            super().__init__(MultiThreshold, include_header=["nnet_utils/nnet_multithreshold.h"])
-            self.template = "nnet::multithreshold<{input_t}, {output_t}, {config}>({input}, {output}, {t});"
-
-        def format(self, node):
-            params = self._default_function_params(node)
-            return self.template.format(**params, t=node.get_weights("thresholds").name)
+    backend = hls4ml.backends.get_backend("Vitis")
 
     def parse(node, input_names, input_shapes, graph):
-        options = attributes(node)
-        return {
-            "name": node.name, "class_name": "MultiThreshold", "inputs": input_names, "outputs": list(node.output),
-            "n_in": math.prod(input_shapes[0][1:]), "n_chan": input_shapes[0][-1],
-            "n_steps": options["n_steps"], "base": options["base"], "step": options["step"],
-            "thresholds_data": np.array(options["thresholds"], np.float64).reshape(input_shapes[0][-1], -1),
-        }  # fmt: skip
+        options = {k: v for k, v in attributes(node).items() if k != "thresholds"}
+        given = {"name": node.name, "class_name": node.op_type, "inputs": input_names, "outputs": list(node.output),
+                 "members": sorted(set(options) - {"out_shape"}), **options}
+        if node.op_type == "SlimgateMultiThreshold":
+            values = np.array(attributes(node)["thresholds"], np.float64)
+            given["thresholds_data"] = values.reshape(options["n_chan"], -1)
+        return given
 
-    register_onnx_layer_handler("MultiThreshold", parse)
-    register_layer("MultiThreshold", MultiThreshold)
-    backend = hls4ml.backends.get_backend("Vitis")
-    backend.register_template(Config)
-    backend.register_template(Call)
-    backend.register_source(TEMPLATES / "layers" / "nnet_multithreshold.h")
+    class Own(Layer):
+        def initialize(self):
+            self.add_output_variable(list(self.get_attr("out_shape")))
+            if self.get_attr("thresholds_data") is not None:
+                self.add_weights_variable(name="thresholds", var_name="t{index}")
+
+    for name, function in OWN_LAYERS.items():
+        weighted = name == "MultiThreshold"
+        expected = [Attribute("members", value_type=list), Attribute("out_shape", value_type=list)]
+        if weighted:
+            expected += [WeightAttribute("thresholds"), TypeAttribute("thresholds")]
+        layer = type(f"Slimgate{name}", (Own,), {"_expected_attributes": expected})
+
+        class Config(LayerConfigTemplate):
+            def __init__(self, layer=layer, function=function):
+                super().__init__(layer)
+                self.function = function
+
+            def format(self, node):
+                members = "".join(f"    static const int {name} = {node.get_attr(name)};\n"
+                                  for name in node.get_attr("members"))
+                weights = f"    typedef {node.types['thresholds_t'].name} thresholds_t;\n" if node.weights else ""
+                return f"struct config{node.index} : nnet::{self.function}_config {{\n{members}{weights}}};\n"
+
+        class Call(FunctionCallTemplate):
+            def __init__(self, layer=layer, function=function):
+                super().__init__(layer, include_header=[f"nnet_utils/nnet_{function}.h"])
+                self.template = "nnet::" + function + "<{input_t}, {output_t}, {config}>({input}, {output}{more});"
+
+            def format(self, node):
+                more = "".join(f", {weights.name}" for weights in node.get_weights())
+                return self.template.format(**self._default_function_params(node), more=more)
+
+        register_onnx_layer_handler(f"Slimgate{name}", parse)
+        register_layer(f"Slimgate{name}", layer)
+        backend.register_template(Config)
+        backend.register_template(Call)
+        backend.register_source(TEMPLATES / "layers" / f"nnet_{function}.h")
 
 
-def _thresholds_as_attributes(model) -> None:
-    """hls4ml makes a layer of every constant input: the thresholds travel as an attribute instead."""
+def _own_nodes(model, analysis: Analysis) -> None:
+    """Nodes for layers of our own: hls4ml makes a layer of every constant input, so constants become attributes."""
     from onnx import helper
 
     for node in model.graph.node:
+        if node.op_type not in ("MultiThreshold", "Pad", "Resize"):
+            continue
+        shape = model.get_tensor_shape(node.input[0])
         if node.op_type == "MultiThreshold":
             values = np.asarray(model.get_initializer(node.input[1]), np.float64)
-            values = np.broadcast_to(values, (model.get_tensor_shape(node.input[0])[-1], values.shape[1]))
+            values = np.broadcast_to(values, (shape[-1], values.shape[1]))
             _, base, step = threshold_levels(node)
-            for name, value in (("n_steps", values.shape[1]), ("base", base), ("step", step)):
-                node.attribute.append(helper.make_attribute(name, value))
-            node.attribute.append(helper.make_attribute("thresholds", [float(v) for v in values.ravel()]))
-            del node.input[1]
+            name, told = "MultiThreshold", {
+                "n_in": math.prod(shape[1:]), "n_chan": shape[-1], "n_steps": values.shape[1], "base": base,
+                "step": step, "thresholds": [float(v) for v in values.ravel()]}  # fmt: skip
+        elif node.op_type == "Pad":
+            (top, left, bottom, right), value = pad_amounts(model, node)
+            code = int(np.ldexp(value, -analysis.tensors[node.input[0]].lsb))
+            name, told = "PadWith", {"in_height": shape[1], "in_width": shape[2], "pad_top": top, "pad_left": left,
+                                     "pad_bottom": bottom, "pad_right": right, "value": code}
+        else:
+            down, across = resize_factors(model, node)
+            name, told = "Upsample", {"height": shape[1], "width": shape[2], "factor_height": down,
+                                      "factor_width": across}
+        told["out_shape"] = model.get_tensor_shape(node.output[0])[1:]
+        node.op_type, node.domain = f"Slimgate{name}", ""
+        del node.input[1:], node.attribute[:]
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in told.items())
 
 
-def _without_input_quantizer(model):
+def _without_input_quantizer(model, analysis: Analysis):
     """The host quantises: codes arrive on the input quantiser's grid, so the Quant node would be a wire."""
     model = copy.deepcopy(model)
     name = model.graph.input[0].name
@@ -256,7 +287,7 @@ def _without_input_quantizer(model):
             if source == first[0].output[0]:
                 node.input[index] = name
     model.graph.node.remove(first[0])
-    _thresholds_as_attributes(model)
+    _own_nodes(model, analysis)
     used = {name for node in model.graph.node for name in node.input}
     for unused in [i for i in model.graph.initializer if i.name not in used]:
         model.graph.initializer.remove(unused)
@@ -365,12 +396,12 @@ def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
             raise ConvertError(
                 f"layer {layer.name}: type {layer.types['accum_t'].precision} is too narrow", where=tensor
             )
-        if layer.class_name == "MultiThreshold":
+        if layer.class_name == "SlimgateMultiThreshold":
             _check_weights(layer, source)
         rows.append(
             {
                 "name": source,
-                "class": layer.class_name,
+                "class": layer.class_name.removeprefix("Slimgate"),
                 "tensor": tensor,
                 "stream": variable.name,
                 "shape": [int(s) for s in variable.shape],

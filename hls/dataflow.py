@@ -39,7 +39,7 @@ from boards.errors import SlimgateError
 from hls import cost, generated
 from hls.generated import INPUT, LASTS, OUTPUT
 from hls.graph import data_tensors, input_shape
-from hls.numerics import Analysis, attributes
+from hls.numerics import Analysis, attributes, pad_amounts, resize_factors
 
 #: The least depth a FIFO is given, in tokens: what hls::stream has by default.
 FLOOR = 2
@@ -129,6 +129,13 @@ def _pad(shape, timing: Timing) -> Firings:
     return _firings(inside.size, inside.ravel(), 1, 1, 2)
 
 
+def _upsample(shape, timing: Timing) -> Firings:
+    """Every token ``factor_width`` times, every row ``factor_height`` times: it is read the first time."""
+    reads = np.zeros((shape["height"], shape["factor_height"], shape["width"], shape["factor_width"]), np.int64)
+    reads[:, 0, :, 0] = 1
+    return _firings(reads.size, reads.ravel(), 1, 1, timing.pipeline)
+
+
 def _windows(shape) -> np.ndarray:
     """Which pixels of a frame complete a window; (height * width,) of 0 and 1."""
     def ends(size, kernel, stride):
@@ -190,6 +197,7 @@ def _pack(shape, timing: Timing) -> Firings:
 FIRINGS = {
     "elementwise": _elementwise, "merge": _merge, "clone": _clone, "pad": _pad, "convolution": _convolution,
     "pooling": _pooling, "gather": _gather, "concatenate": _concatenate, "unpack": _unpack, "pack": _pack,
+    "upsample": _upsample,
 }  # fmt: skip
 
 
@@ -623,6 +631,14 @@ class _Builder:
             self._add(node.name, "merge", {"tokens": tokens}, reads, output)
         elif node.op_type == "Concat" and len(reads) == 2:
             self._concat(node, reads, output, options["axis"])
+        elif node.op_type == "Pad":
+            top, left, bottom, right = pad_amounts(self.model, node)[0]
+            self._add(node.name, "pad", {"height": shape[0], "width": shape[1], "top": top, "bottom": bottom,
+                                         "left": left, "right": right}, reads, output)
+        elif node.op_type == "Resize":
+            down, across = resize_factors(self.model, node)
+            self._add(node.name, "upsample", {"height": shape[0], "width": shape[1], "factor_height": down,
+                                              "factor_width": across}, reads, output)
         elif node.op_type in ("Relu", "MultiThreshold", "Quant"):  # a quantiser in no layer becomes an activation
             name = f"{node.name}_act" if node.op_type == "Quant" else node.name
             self._add(name, "elementwise", {"tokens": tokens}, reads, output)
@@ -720,7 +736,9 @@ def from_project(design: generated.Generated, io: dict, timing: Timing | None = 
 def _read_shape(call: generated.Call, design: generated.Generated, values) -> tuple[str, dict]:
     config = design.configs.get(call.types[-1], {})
     function, size = call.function, values(call.inputs[0])
-    if function == "zeropad2d_cl":
+    if function == "upsample":
+        return "upsample", {key: config[key] for key in ("height", "width", "factor_height", "factor_width")}
+    if function in ("zeropad2d_cl", "pad_with"):
         return "pad", {"height": config["in_height"], "width": config["in_width"],
                        **{side: config[f"pad_{side}"] for side in ("top", "bottom", "left", "right")}}
     if function in ("conv_2d_cl", "pointwise_conv_2d_cl", "depthwise_conv_2d_cl", "pooling2d_cl"):

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from onnx import helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.transformation.gemm_to_matmul import GemmToMatMul
 from qonnx.transformation.general import GiveReadableTensorNames, GiveUniqueNodeNames, RemoveUnusedTensors
@@ -22,9 +23,32 @@ from hls import onnxfile
 from hls.layout import channels_last
 from hls.lower import drop_identities, drop_unread, fingerprint, lower, strip_host_operation
 from hls.onnxfile import GraphError
-from hls.thresholds import insert_thresholds
+from hls.thresholds import insert_thresholds, settle_padding
 
 _LAYERS = "slimgate_layers"
+
+
+_AGAIN = "slimgate: reads the same tensor again"
+
+
+def _tidied(model: ModelWrapper, change) -> ModelWrapper:
+    """``change(model)`` of a graph in which no node reads a tensor twice: where one does, qonnx renames it once."""
+    moving = data_tensors(model)
+    for node in list(model.graph.node):
+        for index, name in enumerate(node.input):
+            if name in moving and name in list(node.input)[:index]:
+                again = f"{name}_again{len(model.graph.node)}"
+                made = helper.make_node("Identity", [name], [again], doc_string=_AGAIN)
+                model.graph.node.insert(list(model.graph.node).index(node), made)
+                if (shape := model.get_tensor_shape(name)) is not None:
+                    model.set_tensor_shape(again, shape)
+                node.input[index] = again
+    model = change(model)
+    for node in [node for node in model.graph.node if node.doc_string == _AGAIN]:
+        for reader in model.find_consumers(node.output[0]):
+            reader.input[:] = [node.input[0] if name == node.output[0] else name for name in reader.input]
+        model.graph.node.remove(node)
+    return model
 
 
 def load(path: str | Path) -> ModelWrapper:
@@ -38,7 +62,7 @@ def load(path: str | Path) -> ModelWrapper:
             warnings.simplefilter("ignore")
             model = ModelWrapper(proto)
             names = _module_names(model)
-            model = cleanup_model(model)
+            model = _tidied(model, cleanup_model)
             strip_host_operation(model)
     except Exception as error:  # a valid file whose nodes do not fit together fails anywhere in onnxruntime or qonnx
         raise GraphError(f"its shapes or constants cannot be computed: {onnxfile.first_line(error)}", where=path,
@@ -86,14 +110,13 @@ def prepare(model: ModelWrapper) -> ModelWrapper:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = cleanup_model(lower(copy.deepcopy(model), _LAYERS))
+        model = _tidied(lower(copy.deepcopy(model), _LAYERS), cleanup_model)
         # before the layout changes: qonnx reads any transB of a Gemm behind a Flatten as true
-        model = cleanup_model(model.transform(GemmToMatMul()))
+        model = _tidied(model, lambda model: cleanup_model(model.transform(GemmToMatMul())))
         channels_last(model)
         drop_identities(model)
         drop_unread(model)
-        for tidy in (RemoveUnusedTensors(), GiveUniqueNodeNames(), GiveReadableTensorNames()):
-            model = model.transform(tidy)
+        model = _tidied(model, _named)
     moving = data_tensors(model)
     for node in model.graph.node:
         if node.op_type == "Add" and node.input[0] not in moving:
@@ -104,6 +127,13 @@ def prepare(model: ModelWrapper) -> ModelWrapper:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         insert_thresholds(model)
+        settle_padding(model)
+    return model
+
+
+def _named(model: ModelWrapper) -> ModelWrapper:
+    for change in (RemoveUnusedTensors(), GiveUniqueNodeNames(), GiveReadableTensorNames()):
+        model = model.transform(change)
     return model
 
 

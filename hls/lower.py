@@ -2,7 +2,7 @@
 
 What comes out computes the same function on integers (tests run both with qonnx): grouped, depthwise and dilated
 convolutions become dense ones with zero weights, an average over 2**k pixels a convolution by 2**-k, a multiplication
-by powers of two or a Pad that no convolution can take over one by a diagonal, 1-D pictures 2-D ones of height 1;
+by powers of two one by a diagonal, 1-D pictures 2-D ones of height 1;
 weights with one power-of-two scale per channel, or of -1 and +1, become codes on one grid. What is not exact is left as
 it stands, for :mod:`hls.numerics` to refuse by name.
 """
@@ -12,10 +12,11 @@ import json
 import math
 
 import numpy as np
-from onnx import TensorProto, helper
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
 from qonnx.custom_op.general.quant import quant
 
-from hls.numerics import NotExact, attributes, grid_of, log2_exact
+from hls.numerics import FLOAT32_EXACT, NotExact, attributes, grid_of, log2_exact
 
 QUANT_DOMAIN = "qonnx.custom_op.general"
 #: Metadata key: what the host does behind the network (:func:`host_operations`).
@@ -31,7 +32,11 @@ def lower(model, layers: str):
     strip_host_operation(model)
     drop_identities(model)
     _reshape_on_the_host(model)
+    _plain_pads(model)
+    _plain_resizes(model)
+    _chained_joins(model)
     _to_two_dimensions(model)
+    _padded_pools(model)
     _pads_into_convolutions(model)
     _averages(model)
     _multiplications(model)
@@ -229,7 +234,7 @@ def _to_two_dimensions(model) -> None:
     if model.graph.input[0].name not in flat:
         return
     known = {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Quant", "BipolarQuant", "Add", "Mul",
-             "BatchNormalization", "Flatten", "Reshape", "Concat"}  # fmt: skip
+             "BatchNormalization", "Flatten", "Reshape", "Squeeze", "Concat", "Pad", "Resize"}  # fmt: skip
     nodes = [n for n in model.graph.node if flat & {*n.input, *n.output}]
     if any(n.op_type not in known or (n.op_type == "Reshape" and n.output[0] in flat) for n in nodes):
         return
@@ -242,6 +247,11 @@ def _to_two_dimensions(model) -> None:
                     _set_option(node, name, [one, *options[name]])
             left, right = options.get("pads", [0, 0])
             _set_option(node, "pads", [0, left, 0, right])
+        elif node.op_type == "Pad" and len(node.input) == 3:
+            pads = np.insert(np.reshape(model.get_initializer(node.input[1]), (2, 3)), 2, 0, axis=1)
+            _pad_node(model, node, pads, float(model.get_initializer(node.input[2])))
+        elif node.op_type == "Resize":
+            model.set_initializer(node.input[2], np.insert(model.get_initializer(node.input[2]), 2, 1))
         if node.op_type == "Conv":
             parameters.add(node.input[1])
         elif node.op_type in ("Quant", "BipolarQuant", "Add", "Mul"):
@@ -277,13 +287,109 @@ def _moving(model) -> set[str]:
 # --------------------------------------------------------------------------- operations
 
 
-def _pads_into_convolutions(model) -> None:
+def _plain_pads(model) -> None:
+    """Every Pad with its amounts for all axes, its value as a constant, and no third input."""
     for node in [n for n in model.graph.node if n.op_type == "Pad"]:
-        shape = model.get_tensor_shape(node.input[0])
-        pads = model.get_initializer(node.input[1]) if len(node.input) > 1 else None
-        value = model.get_initializer(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
-        mode = attributes(node).get("mode", b"constant")
-        if mode != b"constant" or pads is None or len(pads) != 8 or value is None or np.any(value) or len(shape) != 4:
+        rank = len(model.get_tensor_shape(node.input[0]))
+        given = [model.get_initializer(name) if name else None for name in node.input[1:4]] + [None] * 3
+        pads, value, axes = given[0], 0.0 if len(node.input) < 3 or not node.input[2] else given[1], given[2]
+        if pads is None or value is None or (len(node.input) > 3 and node.input[3] and axes is None):
+            continue
+        axes = [int(a) % rank for a in (range(rank) if axes is None else axes)]
+        whole = np.zeros((2, rank), np.int64)
+        whole[:, axes] = np.reshape(pads, (2, -1))
+        _pad_node(model, node, whole, float(np.ravel(value)[0]))
+
+
+def _pad_node(model, node, pads: np.ndarray, value: float) -> None:
+    """Give a Pad node its amounts, (2, rank), and what it puts there."""
+    names = [f"{node.name}_amounts", f"{node.name}_value"]
+    model.set_initializer(names[0], np.asarray(pads, np.int64).ravel())
+    model.set_initializer(names[1], np.array(value, np.float32))
+    node.input[:] = [node.input[0], *names]
+
+
+def _plain_resizes(model) -> None:
+    """A Resize or Upsample that repeats every value a whole number of times, as the one kind of Resize that is carried;
+    whether it does is seen by running it on the numbers of its values."""
+    for node in [n for n in model.graph.node if n.op_type in ("Resize", "Upsample")]:
+        shape, after = model.get_tensor_shape(node.input[0]), model.get_tensor_shape(node.output[0])
+        if len(shape) not in (3, 4) or shape[:2] != after[:2] or any(b % a for a, b in zip(shape, after, strict=True)):
+            continue
+        factors = [b // a for a, b in zip(shape, after, strict=True)]
+        moving = _moving(model)
+        if math.prod(after[2:]) >= FLOAT32_EXACT or any(name in moving for name in node.input[1:]):
+            continue
+        numbers = np.arange(math.prod(shape[2:]), dtype=np.float32).reshape(1, 1, *shape[2:])
+        wanted = numbers
+        for axis, factor in enumerate(factors):
+            wanted = np.repeat(wanted, factor, axis)
+        if not np.array_equal(_resized(model, node, np.broadcast_to(numbers, shape)), np.broadcast_to(wanted, after)):
+            continue
+        scales, none = f"{node.name}_factors", f"{node.name}_none"
+        model.set_initializer(scales, np.array(factors, np.float32))
+        model.set_initializer(none, np.zeros(0, np.float32))
+        made = helper.make_node("Resize", [node.input[0], none, scales], [node.output[0]], name=node.name,
+                                mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+        place = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        model.graph.node.insert(place, made)
+
+
+def _resized(model, node, values: np.ndarray) -> np.ndarray | None:
+    names = {name: model.get_initializer(name) for name in node.input[1:] if name}
+    shapes = [model.get_tensor_shape(name) for name in (node.input[0], node.output[0])]
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+             for name, shape in zip((node.input[0], node.output[0]), shapes, strict=True)]
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in names.items()]
+    graph = helper.make_graph([node], "resize", sides[:1], sides[1:], constants)
+    made = helper.make_model(graph, opset_imports=list(model.model.opset_import), ir_version=model.model.ir_version)
+    try:
+        session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(None, {node.input[0]: np.ascontiguousarray(values)})[0]
+    except Exception:  # noqa: BLE001 - onnxruntime raises its own types; what it cannot run is refused by name
+        return None
+
+
+def _chained_joins(model) -> None:
+    """Concat of three and more: of two, and the next, and so on."""
+    for node in [n for n in model.graph.node if n.op_type == "Concat" and len(n.input) > 2]:
+        axis = attributes(node)["axis"]
+        joined, sources = node.input[0], list(node.input[1:])
+        place = list(model.graph.node).index(node)
+        for number, source in enumerate(sources[:-1]):
+            name = f"{node.name}_first{number + 2}"
+            shape = list(model.get_tensor_shape(joined))
+            shape[axis] += model.get_tensor_shape(source)[axis]
+            made = helper.make_node("Concat", [joined, source], [name], name=name, axis=axis)
+            model.graph.node.insert(place + number, made)
+            model.set_tensor_shape(name, shape)
+            joined = name
+        node.input[:] = [joined, sources[-1]]
+
+
+def _padded_pools(model) -> None:
+    """Padding of a MaxPool as a Pad of its own, with what is never the largest."""
+    for node in [n for n in model.graph.node if n.op_type == "MaxPool"]:
+        options, shape = attributes(node), model.get_tensor_shape(node.input[0])
+        pads = options.get("pads", [0] * 4)
+        if not any(pads) or len(shape) != 4 or options.get("auto_pad", b"NOTSET") not in (b"NOTSET", b""):
+            continue
+        output = f"{node.name}_padded"
+        made = helper.make_node("Pad", [node.input[0]], [output], name=f"{node.name}_pad", mode="constant")
+        amounts = np.array([[0, 0, *pads[:2]], [0, 0, *pads[2:]]])
+        _pad_node(model, made, amounts, -np.inf)
+        model.graph.node.insert(list(model.graph.node).index(node), made)
+        model.set_tensor_shape(output, [n + int(p) for n, p in zip(shape, amounts.sum(0), strict=True)])
+        node.input[0] = output
+        _set_option(node, "pads", [0] * 4)
+
+
+def _pads_into_convolutions(model) -> None:
+    """Zeros around what only convolutions read are padding of theirs."""
+    for node in [n for n in model.graph.node if n.op_type == "Pad"]:
+        pads, value = (model.get_initializer(name) for name in node.input[1:3]) if len(node.input) == 3 else (None, 1)
+        if pads is None or value != 0 or len(pads) != 8 or attributes(node).get("mode", b"constant") != b"constant":
             continue
         before, after = [int(p) for p in pads[2:4]], [int(p) for p in pads[6:8]]
         if any(pads[:2]) or any(pads[4:6]) or min(before + after) < 0:
@@ -295,8 +401,6 @@ def _pads_into_convolutions(model) -> None:
                 old = attributes(reader).get("pads", [0] * 4)
                 _set_option(reader, "pads", [a + b for a, b in zip(old, before + after, strict=True)])
             _bypass(model, node)
-        else:
-            _convolution(model, node, node.input[0], _diagonal(shape[1]), pads=before + after)
 
 
 def _averages(model) -> None:

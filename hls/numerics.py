@@ -420,14 +420,56 @@ def _same(model, node, analysis: Analysis) -> Fixed:
 def _max_pool(model, node, analysis: Analysis) -> Fixed:
     options, source = attributes(node), _input(analysis, node)
     if any(options.get("pads", [0])):
-        raise NotExact(node.name, "padded max pooling is not carried exactly by hls4ml 1.3.0",
-                       "use max pooling without padding")
+        raise NotExact(node.name, "its padding is not that of a picture", "pad height and width only")
     _explicit_padding(node, options)
     if any(d != 1 for d in options.get("dilations", [1])):
         raise NotExact(node.name, "dilated max pooling is not supported by hls4ml 1.3.0", "use dilation 1")
     if options.get("ceil_mode"):
         raise NotExact(node.name, "max pooling with ceil_mode is not supported by hls4ml 1.3.0", "use ceil_mode=False")
     return source
+
+
+def pad_amounts(model, node) -> tuple[list[int], float]:
+    """(top, left, bottom, right) and the value of a Pad of pixels; refuses every other."""
+    mode = attributes(node).get("mode", b"constant").decode()
+    if mode != "constant":
+        raise NotExact(node.name, f"padding of mode {mode} is not carried", "pad with a constant")
+    pads, value = (model.get_initializer(name) for name in node.input[1:3]) if len(node.input) == 3 else (None, None)
+    if pads is None or value is None:
+        raise NotExact(node.name, "how much it pads is computed at run time", "pad by constant amounts")
+    pads = np.reshape(pads, (2, -1))
+    if pads.shape[1] != 4 or np.any(pads[:, [0, 3]]) or np.any(pads < 0):
+        raise NotExact(node.name, "it pads something else than pixels, or cuts them off", "pad height and width only")
+    return [int(p) for p in pads[:, 1:3].ravel()], float(value)
+
+
+def _pad(model, node, analysis: Analysis) -> Fixed:
+    source = _input(analysis, node)
+    _, value = pad_amounts(model, node)
+    code = source.min if value == -np.inf else np.ldexp(value, -source.lsb)
+    if code != np.round(code) or abs(code) >= 2**31:
+        raise NotExact(node.name, f"it pads with {value:g}, which is not on its input's grid of 2**{source.lsb}",
+                       "pad with a value of that grid, such as 0")
+    return Fixed(source.lsb, np.minimum(source.lo, int(code)), np.maximum(source.hi, int(code)))
+
+
+def resize_factors(model, node) -> tuple[int, int]:
+    """(down, across) of a Resize that repeats pixels; refuses every other."""
+    options = attributes(node)
+    kind = tuple(options.get(name, b"").decode() for name in
+                 ("mode", "coordinate_transformation_mode", "nearest_mode"))
+    scales = model.get_initializer(node.input[2]) if len(node.input) == 3 else None
+    if kind != ("nearest", "asymmetric", "floor") or scales is None or len(scales) != 4 or np.any(
+            scales != np.round(scales)) or scales[0] != 1 or scales[3] != 1 or np.any(scales < 1):
+        told = ", ".join(part for part in kind if part)
+        raise NotExact(node.name, f"it does not repeat every pixel a whole number of times ({told})",
+                       "use nn.Upsample(scale_factor=2, 3, ..., mode='nearest')")
+    return int(scales[1]), int(scales[2])
+
+
+def _resize(model, node, analysis: Analysis) -> Fixed:
+    resize_factors(model, node)
+    return _input(analysis, node)
 
 
 def _reshape(model, node, analysis: Analysis) -> Fixed:
@@ -453,6 +495,8 @@ OPERATORS: dict[str, Callable] = {
     "Relu": _relu,
     "MaxPool": _max_pool,
     "MultiThreshold": _multi_threshold,
+    "Pad": _pad,
+    "Resize": _resize,
     "Flatten": _reshape,
     "Reshape": _reshape,
     "Identity": _same,

@@ -17,8 +17,10 @@ from hls.numerics import (
     FLOAT32_EXACT,
     Analysis,
     attributes,
+    pad_amounts,
     quantize_codes,
     quantizer_of,
+    resize_factors,
     round_shift,
     threshold_codes,
     threshold_levels,
@@ -277,6 +279,24 @@ class Reference:
         kernel, strides = tuple(options["kernel_shape"]), tuple(options.get("strides", [1, 1]))
         return self._units[node.input[0]], lambda x: _Tensor(functional.max_pool2d(
             x.array.permute(0, 3, 1, 2), kernel, strides).permute(0, 2, 3, 1).contiguous(), x.unit)  # fmt: skip
+
+    def _pad(self, node):
+        (top, left, bottom, right), value = pad_amounts(self.model, node)
+        unit, store = self._units[node.input[0]], self._store(node)
+        number = float(np.ldexp(value, -unit))
+
+        def step(x):
+            array = x.array.to(store)
+            filling = int(number) if store == torch.int64 else number
+            return _Tensor(functional.pad(array, (0, 0, left, right, top, bottom), value=filling), unit)
+
+        return unit, step
+
+    def _resize(self, node):
+        down, across = resize_factors(self.model, node)
+        unit = self._units[node.input[0]]
+        return unit, lambda x: _Tensor(
+            x.array.repeat_interleave(down, 1).repeat_interleave(across, 2), unit)
 
     def _flatten(self, node):
         return self._units[node.input[0]], lambda x: replace(x, array=x.array.reshape(len(x.array), -1))

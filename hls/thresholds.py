@@ -27,7 +27,18 @@ def insert_thresholds(model) -> None:
         pass
 
 
-def _insert_one(model) -> bool:
+def settle_padding(model) -> None:
+    """Give every Pad with minus infinity, in place, the lowest value that its input takes: no maximum sees it."""
+    analysis, _ = _known(model)
+    for node in model.graph.node:
+        if node.op_type == "Pad" and node.input[0] in analysis.tensors and len(node.input) == 3:
+            value, source = model.get_initializer(node.input[2]), analysis.tensors[node.input[0]]
+            if value == -np.inf:
+                model.set_initializer(node.input[2], np.array(np.ldexp(float(source.min), source.lsb), np.float32))
+
+
+def _known(model) -> tuple[Analysis, object]:
+    """What is known of a graph up to the first node that is refused, and that node."""
     analysis = Analysis()
     for node in model.graph.node:
         operator = OPERATORS.get(node.op_type)
@@ -36,8 +47,15 @@ def _insert_one(model) -> bool:
                 raise NotExact(node.name, "unknown", "")
             analysis.tensors[node.output[0]] = operator(model, node, analysis)
         except NotExact:
-            return node.input[0] in analysis.tensors and _replace(model, node, analysis.tensors[node.input[0]])
-    return False
+            return analysis, node
+    return analysis, None
+
+
+def _insert_one(model) -> bool:
+    analysis, node = _known(model)
+    if node is None or node.input[0] not in analysis.tensors:
+        return False
+    return _replace(model, node, analysis.tensors[node.input[0]])
 
 
 def _chain(model, node) -> list | None:
