@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boards.errors import SlimgateError
-from hls import csim, graph, numerics
+from hls import csim, dataflow, generated, graph, numerics
 from hls.lower import host_operations
 from hls.reference import Reference
 from tests.graphs import DOMAIN, Net, prepared
@@ -465,6 +465,9 @@ def test_operator(everything, name):
         raise made
     found, library = made
     same_function(found.net, found.model)
+    built = dataflow.from_graph(found.model, found.analysis, found.plan)
+    read = dataflow.from_project(generated.read(found.project), found.io)
+    assert {p.name: p for p in built.processes} == {p.name: p for p in read.processes}
     assert prove(found, library.result()) > 20
 
 

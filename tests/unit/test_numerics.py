@@ -370,7 +370,6 @@ REFUSED = {
     "float bias": (float_bias, "Conv", "bias is a floating-point", "bias_quant"),
     "float dense bias": (float_dense_bias, "Add", "not on a known grid", "quantise"),
     "auto_pad": (conv(auto_pad="SAME_UPPER"), "Conv", "auto_pad=SAME_UPPER", "pads"),
-    "padded pool": (pool(pad=1), "MaxPool", "padded", "without padding"),
     "ceil pool": (pool(ceil=True), "MaxPool", "ceil_mode", "ceil_mode=False"),
     "dilated pool": (pool(dilation=2), "MaxPool", "dilated", "dilation 1"),
     "auto_pad pool": (pool(auto_pad="SAME_UPPER"), "MaxPool", "auto_pad", "pads"),
