@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -103,6 +104,30 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--board", default="pynq-z2", help="the board to plan for (default: pynq-z2)")
     verify.add_argument("--json", action="store_true", help="one JSON object")
 
+    brought = command(
+        "import",
+        _import,
+        "Make a recipe of a network that was trained elsewhere: a QONNX file, its labels and test data.",
+        "slimgate import network.onnx --labels labels.txt --data test-images --board pynq-z2",
+    )
+    brought.add_argument("model", type=Path, metavar="MODEL", help="a QONNX file, such as Brevitas exports")
+    brought.add_argument("--labels", help="names of the outputs: a text file, one a line, or names with commas between "
+                                          "(default: the names of the class folders, sorted)")  # fmt: skip
+    brought.add_argument("--data", required=True, help="test data: a folder or zip of class folders, the folder of "
+                                                       "CIFAR-10, an .npz with labels and inputs or pixels, or the "
+                                                       "word digits")  # fmt: skip
+    brought.add_argument("--board", default="pynq-z2", help="a board model (default: pynq-z2)")
+    brought.add_argument("--name", help="name of the recipe (default: the model's)")
+    brought.add_argument("--to", type=Path, default=Path("imported"), metavar="DIR",
+                         help="where its folder is made (default: imported)")  # fmt: skip
+    brought.add_argument("--force", action="store_true", help="replace an imported network of this name")
+    brought.add_argument("--input-range", nargs=2, type=_number, metavar=("LOW", "HIGH"),
+                         help="what pixels 0 and 255 stood for in the training (default: 0 1)")  # fmt: skip
+    brought.add_argument("--mean", nargs="+", type=_number, help="subtracted after that: one number, or one a channel")
+    brought.add_argument("--std", nargs="+", type=_number, help="divided by after that")
+    brought.add_argument("--resize", choices=("nearest", "bilinear", "bicubic", "lanczos", "box"), default="bilinear",
+                         help="Pillow's filter for pictures of another size (default: bilinear)")  # fmt: skip
+
     estimator = command(
         "estimator",
         _estimator,
@@ -137,6 +162,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _number(text: str) -> float:
+    from pipeline import importing
+
+    try:
+        return importing.number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, nor a fraction such as 255/256") from None
+
+
 def _console():
     from rich.console import Console
 
@@ -149,7 +183,7 @@ def _prepare(recipe, args, place: str):
     from pipeline import flow
     from pipeline.stage import Run
 
-    until, stages = getattr(args, "until", None), flow.STAGES
+    until, stages = getattr(args, "until", None), flow.of(recipe.dump())
     if until is not None and until not in {stage.name for stage in stages}:
         stages = [*stages, flow.BITSTREAM]  # asked for, or to be listed with those that could have been meant
     return Run(
@@ -172,6 +206,7 @@ def _run(args) -> int:
         from boards.session import open_session
 
         open_session(args.place, run.board)
+    _refuse_other_kind(run)
     stages = run.until(args.until)
     if "train" in {stage.name for stage in stages} and run.state(run.stages["train"])[0] != "finished":
         from pipeline import preflight  # imports torch, which a finished run does without
@@ -183,6 +218,18 @@ def _run(args) -> int:
     if not ran:
         run.say("everything is finished already: nothing was re-run")
     return 0
+
+
+def _refuse_other_kind(run) -> None:
+    """A recipe with a network of its own and an imported one of the same name would take turns in one run folder."""
+    from pipeline.stage import read_last_run
+
+    last = read_last_run(run.folder)
+    if last is not None and ("imported" in last["recipe"]) != ("imported" in run.recipe.dump()):
+        raise SlimgateError(
+            f"this run folder holds a network of another recipe, {Path(last['recipe_path']).name}", where=run.folder,
+            fix="give one of the two recipes another name, or take another folder with --build-dir",
+        )  # fmt: skip
 
 
 def _status(args) -> int:
@@ -293,6 +340,21 @@ def _verify(args) -> int:
     if diverging:
         print(f"slimgate: {diverging['text']}", file=sys.stderr)
     return 1 if mismatches or not found["compared"] else 0
+
+
+def _import(args) -> int:
+    from boards import board
+    from pipeline import importing
+
+    if (args.mean is None) != (args.std is None):
+        raise SlimgateError("--mean and --std go together", fix="give both, or none")
+    recipe = importing.run(
+        args.model, args.labels, args.data, board.load(args.board), name=args.name, to=args.to, force=args.force,
+        say=lambda text: print(text, flush=True), input_range=args.input_range, mean=args.mean, std=args.std,
+        resize=args.resize,
+    )  # fmt: skip
+    print(f"made {recipe}; now: slimgate run {shlex.quote(str(recipe))}")
+    return 0
 
 
 def _predict(args) -> int:

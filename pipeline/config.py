@@ -20,7 +20,9 @@ from pipeline import models as networks
 ROOT = Path(__file__).resolve().parent.parent
 NAME = r"[a-z0-9._-]+"
 # A path given on the command line is meant from where the user stands, one in the recipe from the recipe.
-PATH_KEYS = {("data", "root"), ("data", "train"), ("data", "test")}
+PATH_KEYS = {("data", "root"), ("data", "train"), ("data", "test"), ("imported", "model"), ("imported", "test")}
+#: Sections about making a network: a recipe with [imported] has none of them.
+MAKING = ("data", "model", "train", "trim", "quantize", "export")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Upper bounds stop slips of the finger (and what torch, NumPy or C could not hold), not serious work.
@@ -32,6 +34,9 @@ LearningRate = Annotated[float, Field(gt=0, le=10)]
 Width = Annotated[int, Field(ge=1, le=4096)]
 ReuseFactor = Annotated[int, Field(ge=1, lt=2**31)]
 SAMPLES = 1_000_000
+Real = Annotated[float, Field(ge=-1e6, le=1e6)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Resize = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
 WeightBits = Annotated[int, Field(ge=2, le=8)]
 ActivationBits = Annotated[int, Field(ge=2, le=8)]
 
@@ -56,7 +61,7 @@ class Data(_Section):
     test: str | None = None
     size: Annotated[list[Annotated[int, Field(ge=4, le=512)]], Field(min_length=2, max_length=2)] | None = None
     color: Literal["rgb", "gray"] = "rgb"
-    resize: Literal["nearest", "bilinear", "bicubic", "lanczos", "box"] = "bilinear"
+    resize: Resize = "bilinear"
     validation: Fraction = 0.2
     test_fraction: Fraction = 0.2
     seed: Seed = 0
@@ -141,21 +146,32 @@ class Benchmark(_Section):
     warmup: Annotated[int, Field(ge=0, le=SAMPLES)] = 10
 
 
-class Recipe(_Section):
-    """A whole recipe, validated. Defaults are filled in, so equal recipes dump equal."""
+class Imported(_Section):
+    model: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    labels: Annotated[list[str], Field(min_length=2)]
+    data: Literal["digits", "cifar10", "folder", "npz"]
+    test: str | None = None
+    input_range: Annotated[list[Real], Field(min_length=2, max_length=2)] | None = None
+    mean: Annotated[list[Real], Field(min_length=1, max_length=3)] | None = None
+    std: Annotated[list[Positive], Field(min_length=1, max_length=3)] | None = None
+    resize: Resize = "bilinear"
+    samples: Annotated[int, Field(ge=0, le=SAMPLES)] = 0
 
-    name: Annotated[str, Field(pattern=f"^{NAME}$")]
-    board: str = "pynq-z2"
-    seed: Seed = 0
-    data: Data
-    model: Model
-    train: Train = Train()
-    trim: Trim = Trim()
-    quantize: Quantize = Quantize()
-    export: Export = Export()
-    hls: Hls = Hls()
-    csim: Csim = Csim()
-    benchmark: Benchmark = Benchmark()
+    @model_validator(mode="after")
+    def _fits(self) -> "Imported":
+        if (self.test is None) != (self.data == "digits"):
+            said = "has no meaning for" if self.test is not None else "is needed by"
+            raise ValueError(f"imported.test {said} the data {self.data!r}")
+        if len(set(self.labels)) < len(self.labels) or not all(label.strip() for label in self.labels):
+            raise ValueError("imported.labels holds a name twice, or an empty one")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("imported.mean and imported.std go together")
+        return self
+
+
+class _Recipe(_Section):
+    """What both kinds of recipe can do. Defaults are filled in, so equal recipes dump equal."""
 
     _path: Path = PrivateAttr(default_factory=lambda: Path.cwd() / "recipe.toml")
 
@@ -165,7 +181,7 @@ class Recipe(_Section):
         return self._path
 
     def resolve(self, path: str) -> Path:
-        """The absolute path of data.root, data.train or data.test, which are relative to the recipe's folder."""
+        """The absolute path of a path in the recipe, which is relative to the recipe's folder."""
         return (self.path.parent / Path(path).expanduser()).resolve()
 
     def dump(self) -> dict[str, Any]:
@@ -186,12 +202,46 @@ class Recipe(_Section):
         return "\n".join(_toml(self.dump(), ())) + "\n"
 
 
+class Recipe(_Recipe):
+    """A whole recipe, validated: a network is trained here."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    board: str = "pynq-z2"
+    seed: Seed = 0
+    data: Data
+    model: Model
+    train: Train = Train()
+    trim: Trim = Trim()
+    quantize: Quantize = Quantize()
+    export: Export = Export()
+    hls: Hls = Hls()
+    csim: Csim = Csim()
+    benchmark: Benchmark = Benchmark()
+
+
+class ImportedRecipe(_Recipe):
+    """A recipe of a network that was trained elsewhere, as ``slimgate import`` writes it."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    board: str = "pynq-z2"
+    seed: Seed = 0
+    imported: Imported
+    hls: Hls = Hls()
+    csim: Csim = Csim()
+    benchmark: Benchmark = Benchmark()
+
+
+def kind_of(values: Mapping[str, Any]) -> type[Recipe] | type[ImportedRecipe]:
+    """Which of the two kinds of recipe plain values are meant as."""
+    return ImportedRecipe if "imported" in values else Recipe
+
+
 def datasets(root: Path = ROOT) -> list[str]:
     """Names of the data sets: modules of pipeline/datasets that define SPEC, found without importing them."""
     return _modules(root / "pipeline" / "datasets", r"^SPEC\b")
 
 
-def load(file: str | Path, overrides: Iterable[str] = (), board_name: str | None = None) -> Recipe:
+def load(file: str | Path, overrides: Iterable[str] = (), board_name: str | None = None) -> Recipe | ImportedRecipe:
     """Read a recipe, apply ``key=value`` overrides and a board, validate. Raises RecipeError with every problem."""
     file = Path(file)
     text = _read(file)
@@ -214,31 +264,38 @@ def load(file: str | Path, overrides: Iterable[str] = (), board_name: str | None
             plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
             plain = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-") or "my-run"
             problems.append(
-                f"{file}: the file's name, {name!r}, is not allowed as the name of the run; {_allowed(('name',))}; "
+                f"{file}: the file's name, {name!r}, is not allowed as the name of the run; {_allowed(('name',), kind_of(values))}; "
                 f'add name = "{plain}" as the first line of the recipe'
             )
             values["name"] = plain
         origins["name",] = str(file)
 
-    recipe = None
+    kind, recipe = kind_of(values), None
+    if kind is ImportedRecipe:
+        for section in [section for section in MAKING if section in values]:
+            problems.append(
+                f"{_origin((section,), origins)}: [{section}] and [imported] exclude each other: a network that was "
+                f"trained elsewhere is not made here; remove one of the two"
+            )
+            del values[section]
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = kind.model_validate(values)
         recipe._path = file.resolve()
     except ValidationError as error:
         # One wrong value fails every branch of a union: said once.
-        problems += dict.fromkeys(_problem(item, origins) for item in error.errors())
+        problems += dict.fromkeys(_problem(item, origins, kind) for item in error.errors())
     problems += _unknown_names(values, origins)
-    if not problems:
+    if not problems and kind is Recipe:
         problems += _unfit_layers(recipe, origins)
     if problems or recipe is None:
         raise RecipeError(problems, fix="put these right in the recipe (or in the option named) and run again")
     return recipe
 
 
-def restore(values: Mapping[str, Any], path: str | Path) -> Recipe:
+def restore(values: Mapping[str, Any], path: str | Path) -> Recipe | ImportedRecipe:
     """A recipe from what ``dump`` gave and the path it was read from. Raises RecipeError where it no longer fits."""
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = kind_of(values).model_validate(values)
     except ValidationError as error:
         raise RecipeError(
             [f"a recipe of another version: {item['msg']}" for item in error.errors()], where=path, fix="run it again"
@@ -265,7 +322,8 @@ def _recipes(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.glob("*.toml")):
         with suppress(OSError, ValueError):
-            if {"data", "model"} <= tomllib.loads(path.read_text(encoding="utf-8")).keys():
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            if "imported" in values or {"data", "model"} <= values.keys():
                 found.append(str(path))
     return found
 
@@ -334,22 +392,22 @@ def _origin(path: tuple, origins: dict) -> str:
     return origins[keys]
 
 
-def _problem(item: dict, origins: dict) -> str:
+def _problem(item: dict, origins: dict, kind: type) -> str:
     path, value = item["loc"], item["input"]
     # A union's branches are part of pydantic's location, but no part of the key.
     path = tuple(part for part in path if _is_key(part))
     key = ".".join(str(part) for part in path if isinstance(part, str))
     where = _origin(path, origins)
     if item["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
+        known = _keys_at(path[:-1], kind)
         section = f"[{'.'.join(map(str, path[:-1]))}]" if path[:-1] else "the recipe"
         return f"{where}: unknown key {path[-1]!r} in {section}{_nearest(str(path[-1]), known)}"
     if item["type"] == "missing":
-        what = "section" if _annotation(path) in (Data, Model) else "key"
-        return f"{where}: the {what} {key!r} is missing; {_allowed(path)}"
+        what = "section" if _field(path, kind)[1] in (Data, Model) else "key"
+        return f"{where}: the {what} {key!r} is missing; {_allowed(path, kind)}"
     if item["type"] == "value_error":
         return f"{where}: {item['ctx']['error']}"
-    return f"{where}: {key} = {json.dumps(value, default=str, ensure_ascii=False)} is not allowed; {_allowed(path)}"
+    return f"{where}: {key} = {json.dumps(value, default=str, ensure_ascii=False)} is not allowed; {_allowed(path, kind)}"
 
 
 def _is_key(part: object) -> bool:
@@ -362,9 +420,9 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}? (known: {', '.join(known)})" if near else f"; known: {', '.join(known)}"
 
 
-def _field(path: tuple):
+def _field(path: tuple, kind: type):
     """The pydantic field at a path; the path's last field for values inside a list or a dict."""
-    model: Any = Recipe
+    model: Any = kind
     field = None
     for part in path:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
@@ -375,17 +433,13 @@ def _field(path: tuple):
     return field, model
 
 
-def _annotation(path: tuple):
-    return _field(path)[1]
-
-
-def _keys_at(path: tuple) -> list[str]:
-    model = _annotation(path) if path else Recipe
+def _keys_at(path: tuple, kind: type) -> list[str]:
+    model = _field(path, kind)[1] if path else kind
     return list(model.model_fields) if hasattr(model, "model_fields") else []
 
 
-def _allowed(path: tuple) -> str:
-    field, model = _field(path)
+def _allowed(path: tuple, kind: type) -> str:
+    field, model = _field(path, kind)
     if field is None:
         return "see the recipes in runs/"
     if hasattr(model, "model_fields"):
@@ -403,7 +457,8 @@ def _describe(hint: Any, metadata: Iterable = ()) -> str:
     if get_origin(hint) is dict:
         return f"a table of {_describe(get_args(hint)[1])} each"
     if get_origin(hint) is list:
-        return f"[height, width], each {_describe(get_args(hint)[0])}"
+        each = _describe(get_args(hint)[0])
+        return f"[height, width], each {each}" if each.startswith("a whole") else f"a list of {each} each"
     branches = [arg for arg in get_args(hint) if arg is not type(None)]
     if branches:
         return " or ".join(_describe(branch, metadata) for branch in branches)
@@ -414,8 +469,9 @@ def _describe(hint: Any, metadata: Iterable = ()) -> str:
     high = next((f" <= {b.le}" for b in bounds if getattr(b, "le", None) is not None), "") or next(
         (f" < {b.lt}" for b in bounds if getattr(b, "lt", None) is not None), ""
     )
-    if any(getattr(b, "pattern", None) for b in bounds):
-        return "lower-case letters, digits, dot, dash and underscore"
+    pattern = next((b.pattern for b in bounds if getattr(b, "pattern", None)), None)
+    if pattern:
+        return "64 hexadecimal digits" if "64" in pattern else "lower-case letters, digits, dot, dash and underscore"
     word = {int: "a whole number", float: "a number", str: "a string"}.get(hint, getattr(hint, "__name__", str(hint)))
     return f"{word}, {low}value{high}" if low or high else word
 

@@ -1,9 +1,15 @@
-"""The whole chain on one screen: the stages in order, what each needs, makes, tells and depends on."""
+"""The whole chain on one screen: the stages in order, what each needs, makes, tells and depends on.
+
+``STAGES`` makes a network; ``IMPORTED`` takes one that was trained elsewhere and goes on with the same stages.
+"""
+
+from dataclasses import replace
 
 from pipeline.stage import Stage
 
 WHOLE_RECIPE = (
-    "name", "board", "seed", "data", "model", "train", "trim", "quantize", "export", "hls", "csim", "benchmark"
+    "name", "board", "seed", "data", "model", "train", "trim", "quantize", "export", "imported", "hls", "csim",
+    "benchmark",
 )  # fmt: skip
 NETWORK = ("seed", "model")
 
@@ -134,6 +140,32 @@ STAGES = [
     ),
 ]
 
+_SHARED = {stage.name: stage for stage in STAGES}
+#: What is known of an imported network: its file and what it is compared on. It has no training and no trimming.
+_OF_IMPORTED = ("import", "plan", "convert", "csim")
+
+IMPORTED = [
+    Stage(
+        "import",
+        "pipeline.stages.importing:run",
+        makes=("model.onnx", "golden.npz", "test.npz", "dataset.json", "import.json"),
+        metrics=("qonnx_mismatches", "accuracy_test", "parameters", "macs"),
+        gates=("the model is the one imported", "QONNX equals the integer reference", "codes are diverse"),
+        config=("imported",),
+        tools=("torch", "qonnx", "onnx", "onnxruntime", "hls4ml", "jinja2", "scikit-learn", "pillow", "numpy"),
+        sources=("hls/templates/**",),
+        imports=("pipeline.datasets.elsewhere",),
+        fingerprint="pipeline.datasets.elsewhere:fingerprint",
+        stands_for=("data", "export"),
+    ),
+    _SHARED["plan"],
+    _SHARED["convert"],
+    _SHARED["csim"],
+    replace(_SHARED["package"], needs=_OF_IMPORTED),
+    _SHARED["benchmark"],
+    replace(_SHARED["report"], needs=(*_OF_IMPORTED, "package", "benchmark")),
+]
+
 #: Only where `--until bitstream` asks for it: the vendor tools, on the verified project.
 BITSTREAM = Stage(
     "bitstream",
@@ -143,3 +175,8 @@ BITSTREAM = Stage(
     sources=("boards/{board}.toml",),
     always=lambda ctx: True,
 )
+
+
+def of(recipe: dict) -> list[Stage]:
+    """The stages of a recipe, of which ``dump()`` gave ``recipe``."""
+    return IMPORTED if "imported" in recipe else STAGES

@@ -51,14 +51,31 @@ def values_to_codes(values: np.ndarray, scale_log2: int) -> np.ndarray:
     return codes.astype(np.int64)
 
 
-def write(file: Path, input_codes, output_codes, labels, input_scale_log2: int, output_scale_log2: int) -> None:
-    """Golden vectors as npz: input_codes (N, H, W, C) uint8, output_codes (N, K) int64, labels (N,) int64, two scales.
+def smallest(codes: np.ndarray) -> np.dtype:
+    """uint8 where all codes fit, else the smallest signed type that holds them."""
+    low, high = (int(codes.min()), int(codes.max())) if np.size(codes) else (0, 0)
+    kinds = (np.uint8, np.int8, np.int16, np.int32, np.int64)
+    return np.dtype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))
 
-    The same arrays give the same bytes (npz members carry a fixed date).
+
+def compared(total: int, asked: int) -> np.ndarray:
+    """Indices of the samples of a test set that are executed in QONNX, spread evenly.
+
+    All of up to 2,000; of a larger set ``asked``, at least 200, or 1,000 where ``asked`` is 0.
+    """
+    wanted = min(total, max(asked or (total if total <= 2000 else 1000), 200))
+    return np.unique(np.linspace(0, total - 1, wanted).round().astype(np.int64)) if total else np.arange(0)
+
+
+def write(file: Path, input_codes, output_codes, labels, input_scale_log2: int, output_scale_log2: int) -> None:
+    """Golden vectors as npz: input_codes (N, H, W, C), output_codes (N, K) int64, labels (N,) int64, two scales.
+
+    Input codes are uint8 where they fit, else of the smallest signed type that holds them. The same arrays give the
+    same bytes (npz members carry a fixed date).
     """
     np.savez(
         file,
-        input_codes=np.ascontiguousarray(input_codes, dtype=np.uint8),
+        input_codes=np.ascontiguousarray(input_codes, dtype=smallest(input_codes)),
         output_codes=np.ascontiguousarray(output_codes, dtype=np.int64),
         labels=np.ascontiguousarray(labels, dtype=np.int64),
         input_scale_log2=np.int64(input_scale_log2),

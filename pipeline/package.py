@@ -37,12 +37,14 @@ def build_package(
     versions: Mapping[str, str],
     clock_mhz: float | None = None,
     overlay: tuple[Path, Path] | None = None,
+    imported: Mapping | None = None,
 ) -> Package:
     """Write a package into ``folder``, which must not exist yet.
 
-    ``wire`` is io.json as plain data, ``preprocess`` has size, color and resize, ``recipe`` is TOML text, ``versions``
-    those of the tools that made the parts, ``overlay`` the real (.bit, .hwh); without it the SIMULATED stand-in is put
-    in. PackageError when the parts do not fit one another.
+    ``wire`` is io.json as plain data, ``preprocess`` has size, color and resize, and for imported networks ``codes``,
+    a table of input codes (C, 256) of pixels (no size, no table: the network takes no pictures); ``recipe`` is TOML
+    text, ``versions`` those of the tools that made the parts, ``overlay`` the real (.bit, .hwh); without it the
+    SIMULATED stand-in is put in. ``imported``: {"model", "sha256", ...} of a network that was trained elsewhere. PackageError when the parts do not fit one another.
     """
     digest = wire["design_digest"]
     clock_mhz = board.clock_mhz if clock_mhz is None else clock_mhz
@@ -50,7 +52,7 @@ def build_package(
     _check_parts(wire, library, golden, labels, preprocess)
     bit, hwh = _overlay(board, digest, clock_mhz, overlay)
     stem = f"overlay/{name}_{digest[:12]}"
-    rule = {key: preprocess[key] for key in ("size", "color", "resize")}
+    rule = {key: preprocess[key] for key in ("size", "color", "resize", "codes") if key in preprocess}
     rule |= {"input_bits": wire["input"]["bits"], "scale_log2": wire["input"]["scale_log2"]}
     contents = {
         f"{stem}.bit": bit,
@@ -63,8 +65,8 @@ def build_package(
         "recipe.toml": recipe.encode("utf-8"),
         "run.py": (ONBOARD / "run.py").read_bytes(),
         "predict.py": (ONBOARD / "predict.py").read_bytes(),
-        "example.ipynb": onboard.canonical(_notebook(name, board)),
-        "README.txt": _readme(name, board, digest, overlay is None).encode("utf-8"),
+        "example.ipynb": onboard.canonical(_notebook(name, board, rule["size"] is not None)),
+        "README.txt": _readme(name, board, digest, overlay is None, imported, rule).encode("utf-8"),
     }
     manifest = {
         "kind": "slimgate-package",
@@ -78,6 +80,7 @@ def build_package(
         "pynq_names": list(board.pynq_names),
         "clock_mhz": clock_mhz,
         "design_digest": digest,
+        "trained": "here" if imported is None else "elsewhere",
         "simulated": overlay is None,
         "evidence": "simulated" if overlay is None else "implemented",
         "overlay": {"bit": f"{stem}.bit", "hwh": f"{stem}.hwh"},
@@ -107,7 +110,11 @@ def _check_parts(wire: Mapping, library: Path, golden: Path, labels: list[str], 
             where=golden,
         )
     channels = 3 if preprocess["color"] == "rgb" else 1
-    if list(wire["input"]["shape"]) != [*preprocess["size"], channels]:
+    table = preprocess.get("codes")
+    if table is not None and [len(row) for row in table] != [256] * channels:
+        raise PackageError(f"the table of codes has {len(table)} rows, the network {channels} channel(s)",
+                           where="preprocess")  # fmt: skip
+    if preprocess["size"] is not None and list(wire["input"]["shape"]) != [*preprocess["size"], channels]:
         raise PackageError(
             f"pictures become {[*preprocess['size'], channels]}, the network takes {list(wire['input']['shape'])}",
             where="preprocess",
@@ -175,31 +182,43 @@ def pack(package: Package, path: Path) -> Path:
     return path
 
 
-def _readme(name: str, board: Board, digest: str, simulated: bool) -> str:
+def _readme(name: str, board: Board, digest: str, simulated: bool, imported: Mapping | None, rule: Mapping) -> str:
     warning = (
         "\nSIMULATED: the overlay in here is a stand-in without a design. It runs on the simulated board only;\n"
         "a real board refuses it. Build the bitstream and package again for the board.\n"
         if simulated
         else ""
     )
+    origin, made, steps = "", "how the network was made", "preprocess.json: from picture to input codes"
+    pictures = "classify pictures"
+    if imported is not None:
+        made = "the recipe it was imported with"
+        origin = (
+            f"\nNot trained here: the network was imported from {imported['model']}, sha256\n{imported['sha256']}.\n"
+        )
+        if imported["host"]:
+            origin += f"Its {' and '.join(imported['host'])} at the end is left to whoever reads the outputs.\n"
+    if rule["size"] is None:
+        pictures = "not for this network, which takes no pictures: see --codes"
+        steps = "preprocess.json: no pictures, input codes are given as they are"
     return f"""{name} for {board.title} ({board.name}), design {digest}
-{warning}
+{warning}{origin}
 On the board, in this folder, as root and with the pynq environment sourced:
 
   python3 run.py --out result.json        every output code against the golden vectors (exit code 0: all equal)
-  python3 predict.py picture.png          classify pictures
+  python3 predict.py picture.png          {pictures}
   example.ipynb                           the same from Jupyter
 
 manifest.json    sha256 of every file, versions, board, clock
 overlay/         what is loaded into the device (.bit, .hwh)
 simulated/       the compiled design that the simulated board runs instead
 golden.npz       input codes, expected output codes and labels of the test set
-io.json          samples on the wire; preprocess.json: from picture to input codes; labels.json: names of the outputs
-recipe.toml      how the network was made
+io.json          samples on the wire; {steps}; labels.json: names of the outputs
+recipe.toml      {made}
 """
 
 
-def _notebook(name: str, board: Board) -> dict:
+def _notebook(name: str, board: Board, pictures: bool) -> dict:
     def markdown(*lines: str) -> dict:
         return {"cell_type": "markdown", "metadata": {}, "source": "\n".join(lines)}
 
@@ -224,6 +243,12 @@ def _notebook(name: str, board: Board) -> dict:
             "network.classify(pictures) if pictures else network.labels",
         ),
     ]
+    if not pictures:
+        cells[-2:] = [
+            markdown("Your own samples, as input codes (N, *shape); the shape is in io.json:"),
+            code("import predict", 'network = predict.Classifier(".")', "codes = None  # a numpy array of whole numbers",
+                 "network.codes(codes) if codes is not None else network.labels"),
+        ]  # fmt: skip
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
     language = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}

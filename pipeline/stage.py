@@ -78,6 +78,7 @@ class Stage:
     fingerprint: str | None = None  #: "package.module:function" of light import: (recipe) -> str
     publish: tuple[str, ...] = ()  #: files that are also copied to the run folder itself
     always: Callable[["Context"], bool] | None = None  #: True: never taken from a cache
+    stands_for: tuple[str, ...] = ()  #: stages in whose place it is: what needs one of them gets this one's folder
 
 
 @dataclass
@@ -193,6 +194,7 @@ class Run:
         console: Console | None = None,
     ):
         self.stages = {stage.name: stage for stage in stages}
+        self._in_place_of = {other: stage.name for stage in self.stages.values() for other in stage.stands_for}
         self.recipe, self.place, self.root, self.packages = recipe, place, root, packages
         self.build = Path(build)
         self.folder = self.build / f"{recipe.name}-{recipe.board}"
@@ -222,7 +224,7 @@ class Run:
         wanted = {last}
         for name in reversed(self.stages):
             if name in wanted:
-                wanted |= set(self.stages[name].needs)
+                wanted |= set(self._needs(self.stages[name]))
         return [stage for name, stage in self.stages.items() if name in wanted]
 
     def execute(self, stages: list[Stage], command: str | None = None) -> list[Outcome]:
@@ -277,13 +279,13 @@ class Run:
 
     def _work(self, stage: Stage, key: str, command: str) -> dict:
         partial = self._partial(stage.name)
-        context = Context(stage, partial, self, {name: self.path(name) for name in stage.needs})
+        context = Context(stage, partial, self, self._inputs(stage))
         manifest = {
             "schema": SCHEMA,
             "stage": stage.name,
             "key": key,
-            "inputs": {name: self.manifest(self.path(name))["content"] for name in stage.needs},
-            "input_keys": {name: self.manifest(self.path(name))["key"] for name in stage.needs},
+            "inputs": {name: self.manifest(self.path(name))["content"] for name in self._needs(stage)},
+            "input_keys": {name: self.manifest(self.path(name))["key"] for name in self._needs(stage)},
             "config": {name: self._value(name) for name in stage.config},
             "versions": self._versions(stage),
             "started": _now(),
@@ -349,11 +351,21 @@ class Run:
                 error.where = kept
         shutil.rmtree(partial, ignore_errors=True)
 
+    def _needs(self, stage: Stage) -> list[str]:
+        """The stages of this flow that a stage needs: in place of some others may stand."""
+        return list(dict.fromkeys(self._in_place_of.get(name, name) for name in stage.needs))
+
+    def _inputs(self, stage: Stage) -> dict[str, Path]:
+        """{name: folder} of what a stage reads; a folder that stands for others under their names as well."""
+        names = self._needs(stage)
+        names += [other for other, name in self._in_place_of.items() if name in names]
+        return {name: self.path(self._in_place_of.get(name, name)) for name in names}
+
     # -- keys ----------------------------------------------------------------------------------------------------
 
     def _key(self, stage: Stage) -> str:
         inputs = {}
-        for name in stage.needs:
+        for name in self._needs(stage):
             manifest = self.manifest(self.path(name))
             if manifest is None:
                 raise _InputMissing(name)
@@ -413,7 +425,7 @@ class Run:
 
     def _check_inputs(self, stage: Stage) -> None:
         """Every byte of what the stage is about to read: sizes alone would let a flipped bit into what is made."""
-        for name in stage.needs:
+        for name in self._needs(stage):
             folder = self.path(name)
             damaged = self._damaged(folder, self.manifest(folder), hashes=True)
             if damaged is not None:
@@ -584,6 +596,7 @@ def read_last_run(folder: Path) -> dict | None:
     stage = {"name": str, "how": str, "cached": bool, "seconds": _NUMBER}
     whole = (
         last is not None
+        and isinstance(last["recipe"].get("imported", {}), dict)
         and all(isinstance(name, str) for name in last["pending"])
         and all(_has(entry, stage) for entry in last["stages"])
     )

@@ -11,11 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from boards.errors import SlimgateError
+from pipeline import flow
 from pipeline.keys import MANIFEST
 from pipeline.stage import LAST_RUN, read_last_run, read_manifest
 
 ACCURACIES = {"float": "train", "trimmed": "trim", "quantized": "quantize", "csim": "csim", "board": "benchmark"}
 MISMATCHES = {"qonnx": "export", "csim": "csim", "board": "benchmark"}
+#: The same of a network that was trained elsewhere: there is nothing to tell of its training.
+IMPORTED_ACCURACIES = {"imported": "import", "csim": "csim", "board": "benchmark"}
+IMPORTED_MISMATCHES = {"qonnx": "import", "csim": "csim", "board": "benchmark"}
 
 
 class NoRun(SlimgateError):
@@ -55,7 +59,10 @@ def last_run(folder: Path) -> dict:
 def manifests(run: Path) -> dict[str, dict]:
     """Manifests of the run's finished stages that belong together, by name."""
     last = last_run(run)
-    read = {path.parent.name: read_manifest(path) for path in run.glob(f"*/{MANIFEST}")}
+    # Whatever was copied into one folder by hand: stages of the other kind of recipe tell nothing here.
+    hidden = {stage.name for stage in (*flow.STAGES, *flow.IMPORTED)} - {s.name for s in flow.of(last["recipe"])}
+    files = [path for path in run.glob(f"*/{MANIFEST}") if path.parent.name not in hidden]
+    read = {path.parent.name: read_manifest(path) for path in files}
     found = {name: manifest for name, manifest in read.items() if manifest is not None}
 
     def current(name: str) -> bool:
@@ -96,23 +103,28 @@ def collect(run: Path) -> dict[str, Any]:
         return {"mismatches": entry["value"], "compared": entry.get("compared"), "evidence": entry["evidence"]}
 
     asked = found.get("trim", {}).get("config", {}).get("trim", {})
+    imported = last["recipe"].get("imported")
+    accuracies, compared = (ACCURACIES, MISMATCHES) if imported is None else (IMPORTED_ACCURACIES, IMPORTED_MISMATCHES)
+    sizes = {"float": "train", "trimmed": "trim"} if imported is None else {"imported": "import"}
     return {
         "run": run.name,
+        "imported": None if imported is None else {"model": Path(str(imported.get("model"))).name,
+                                                   "sha256": str(imported.get("sha256"))},  # fmt: skip
         "board": last["board"],
         "place": found["benchmark"]["config"].get("place") if "benchmark" in found else last["place"],
         "command": last["command"],
         "finished": not last["pending"],
         "pending": last["pending"],
         "samples": value("benchmark", "samples"),
-        "parameters": {"float": value("train", "parameters"), "trimmed": value("trim", "parameters")},
-        "macs": {"float": value("train", "macs"), "trimmed": value("trim", "macs")},
-        "trim": {
+        "parameters": {name: value(stage, "parameters") for name, stage in sizes.items()},
+        "macs": {name: value(stage, "macs") for name, stage in sizes.items()},
+        "trim": None if imported is not None else {
             "of": asked.get("of"),
             "asked": asked.get("ratio"),
             "achieved": value("trim", f"{asked.get('of')}_removed"),
         },
-        "accuracy": {name: accuracy(stage) for name, stage in ACCURACIES.items()},
-        "mismatches": {kind: mismatches(kind, stage) for kind, stage in MISMATCHES.items()},
+        "accuracy": {name: accuracy(stage) for name, stage in accuracies.items()},
+        "mismatches": {kind: mismatches(kind, stage) for kind, stage in compared.items()},
         "plan": found.get("plan", {}).get("metrics", {}),
         "stages": [{key: stage[key] for key in ("name", "seconds", "cached", "how")} for stage in last["stages"]],
         "gates": [{"stage": name, **gate} for name, manifest in found.items() for gate in manifest["gates"]],
@@ -123,6 +135,9 @@ def collect(run: Path) -> dict[str, Any]:
 def show(summary: dict, console: Console) -> None:
     """The same as tables."""
     console.print(f"\n{summary['run']} at {summary['place']}", markup=False)
+    if summary["imported"]:
+        made = f"{summary['imported']['model']}, sha256 {summary['imported']['sha256'][:16]}..."
+        console.print(f"not trained here: imported from {made}", markup=False, highlight=False, soft_wrap=True)
     table = Table("stage", "now", "seconds")
     for stage in summary["stages"]:
         table.add_row(stage["name"], stage["how"], f"{stage['seconds']:.1f}" if not stage["cached"] else "-")
@@ -139,8 +154,13 @@ def show(summary: dict, console: Console) -> None:
             table.add_row(name, f"{100 * entry['value']:.2f}", interval, entry["evidence"])
         console.print(table)
 
-    sizes = [(name, summary[name]["float"], summary[name]["trimmed"]) for name in ("parameters", "macs")]
-    if any(before is not None for _, before, _ in sizes):
+    sizes = [(name, *summary[name].values()) for name in ("parameters", "macs")]
+    if summary["imported"]:
+        table = Table("size", "imported")
+        for name, number in sizes:
+            table.add_row(name, "-" if number is None else f"{number:,}")
+        console.print(table)
+    elif any(before is not None for _, before, _ in sizes):
         table = Table("size", "float", "trimmed", "removed")
         for name, before, after in sizes:
             removed = f"{100 * (1 - after / before):.1f} %" if before and after is not None else "-"

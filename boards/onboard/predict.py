@@ -69,9 +69,12 @@ def load_picture(path, size, color, resize):
         raise run.Stop(run.WRONG_INPUT, "picture", text) from None
 
 
-def to_codes(pixels, input_bits):
-    """Pixels 0..255 -> input codes: the upper ``input_bits`` bits."""
-    return np.asarray(pixels, np.uint8) >> (8 - input_bits)
+def to_codes(pixels, input_bits, table=None):
+    """Pixels 0..255 (..., C) -> input codes: the upper ``input_bits`` bits, or what the table (C, 256) says of each."""
+    pixels = np.asarray(pixels, np.uint8)
+    if table is None:
+        return pixels >> (8 - input_bits)
+    return np.stack([np.asarray(row, np.int64)[pixels[..., c]] for c, row in enumerate(table)], axis=-1)
 
 
 class Classifier:
@@ -88,10 +91,15 @@ class Classifier:
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
     def pictures(self, paths):
-        """Input codes (N, H, W, C) uint8 of picture files."""
+        """Input codes (N, H, W, C) of picture files. Stop(2) for a network that takes none."""
         rule = self.preprocess
-        return np.stack([to_codes(load_picture(p, rule["size"], rule["color"], rule["resize"]), rule["input_bits"])
-                         for p in paths])  # fmt: skip
+        if rule["size"] is None:
+            text = ("this network takes no pictures: its inputs are %s numbers a sample; give input codes"
+                    " (N, %s) as .npy with --codes" % (" x ".join(map(str, self.wire.input["shape"])),
+                                                       ", ".join(map(str, self.wire.input["shape"]))))  # fmt: skip
+            raise run.Stop(run.WRONG_INPUT, "picture", text)
+        return np.stack([to_codes(load_picture(p, rule["size"], rule["color"], rule["resize"]), rule["input_bits"],
+                                  rule.get("codes")) for p in paths])  # fmt: skip
 
     def codes(self, input_codes):
         """Output codes (N, outputs) int64 of input codes."""

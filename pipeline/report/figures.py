@@ -30,13 +30,21 @@ STAGES = {
     "package": "what the board needs, in one folder with a hash of every file",
     "benchmark": "the package on the board, driven through DMA",
 }
+#: The same of a network that was trained elsewhere.
+IMPORTED_STAGES = {
+    "import": "a network that was trained elsewhere, as it came, and the golden codes every later hop is held against",
+    **{name: STAGES[name] for name in ("plan", "convert", "csim", "package", "benchmark")},
+}
 # As in pipeline.summary, which this must not import: a stage's key would then change with every edit of the engine.
 ACCURACIES = {"float": "train", "trimmed": "trim", "quantized": "quantize", "csim": "csim", "board": "benchmark"}
 MISMATCHES = {"qonnx": "export", "csim": "csim", "board": "benchmark"}
+IMPORTED_ACCURACIES = {"imported": "import", "csim": "csim", "board": "benchmark"}
+IMPORTED_MISMATCHES = {"qonnx": "import", "csim": "csim", "board": "benchmark"}
 _NETWORKS = {
     "float": "float network",
     "trimmed": "trimmed, still float",
     "quantized": "quantized twin",
+    "imported": "imported file",
     "csim": "C simulation of the hardware",
     "board": "board",
 }
@@ -59,25 +67,27 @@ def collect(folders: Mapping[str, Path], manifests: Mapping[str, dict], *, name:
     """Everything the page shows. ``recipe``: its TOML text; ``board``: a boards.board.Board."""
     data = _read(folders, "data", "dataset.json")
     result = _read(folders, "benchmark", "result.json")
+    imported = _read(folders, "import", "import.json")
     package = _read(folders, "package", "package/manifest.json")
     simulated = _simulated(package, result)
-    hops = _hops(manifests, simulated)
+    hops = _hops(manifests, simulated, imported is not None)
     return {
         "name": name,
+        "imported": imported,
         "board": {"name": board.name, "title": board.title, "part": board.part},
         "place": place,
         "simulated": simulated,
         "hops": hops,
         "verdict": _verdict(hops),
-        "chain": _chain(manifests),
-        "accuracy": _accuracies(manifests, result, simulated),
+        "chain": _chain(manifests, STAGES if imported is None else IMPORTED_STAGES),
+        "accuracy": _accuracies(manifests, result, simulated, imported is not None),
         "size": _size(folders, manifests),
         "trimming": _trimming(folders, manifests),
-        "curves": _curves(folders, data),
+        "curves": [] if imported is not None else _curves(folders, data),
         "plan": _read(folders, "plan", "plan.json"),
         "modes": _metric(manifests, "csim", "csim_mismatches").get("modes"),
         "result": result,
-        "answers": None if result is None or data is None else _answers(folders, result, data["labels"]),
+        "answers": None if result is None or data is None else _answers(folders, result, data),
         "data": data,
         "io": _read(folders, "convert", "io.json"),
         "package": package,
@@ -97,11 +107,19 @@ def _simulated(package: dict | None, result: dict | None) -> bool | None:
 # -- the chain -------------------------------------------------------------------------------------------------------
 
 
-def _hops(manifests, simulated: bool | None) -> list[dict]:
-    """Each place where output codes were compared with the golden ones."""
+def _hops(manifests, simulated: bool | None, imported: bool) -> list[dict]:
+    """Each place where output codes were compared with the golden ones.
+
+    Those of an imported network come from the integer reference, which is no hop then.
+    """
     found = []
+    stages = IMPORTED_MISMATCHES if imported else {"reference": "csim", **MISMATCHES}
     for hop, (title, what) in _HOPS.items():
-        entry = _metric(manifests, MISMATCHES.get(hop, "csim"), f"{hop}_mismatches")
+        if hop not in stages:
+            continue
+        entry = _metric(manifests, stages[hop], f"{hop}_mismatches")
+        if imported and hop == "qonnx":
+            what = "the imported file, executed"
         if "evaluated_in" in entry:
             what += f" in {entry['evaluated_in']}"
         found.append({
@@ -120,17 +138,17 @@ def _verdict(hops: list[dict]) -> dict:
             "hops": len(done)}  # fmt: skip
 
 
-def _chain(manifests) -> list[dict]:
+def _chain(manifests, stages: Mapping[str, str]) -> list[dict]:
     return [
         {"stage": stage, "what": what, "run": stage in manifests, "gates": manifests.get(stage, {}).get("gates", [])}
-        for stage, what in STAGES.items()
+        for stage, what in stages.items()
     ]
 
 
-def _accuracies(manifests, result: dict | None, simulated: bool | None) -> list[dict]:
+def _accuracies(manifests, result: dict | None, simulated: bool | None, imported: bool) -> list[dict]:
     """Test accuracy of each network, with how many pictures it got right of how many."""
     rows, titles = [], _NETWORKS | ({"board": "simulated board"} if simulated else {})
-    for name, stage in ACCURACIES.items():
+    for name, stage in (IMPORTED_ACCURACIES if imported else ACCURACIES).items():
         entry = _metric(manifests, stage, "accuracy_test")
         if not entry:
             rows.append({"name": name, "title": titles[name], "run": False})
@@ -219,15 +237,19 @@ def _curves(folders, data: dict | None) -> list[dict]:
 # -- the board's answers ---------------------------------------------------------------------------------------------
 
 
-def _answers(folders, result: dict, labels: list[str], wrong_shown: int = 10, right_shown: int = 10) -> dict | None:
+def _answers(folders, result: dict, data: dict, wrong_shown: int = 10, right_shown: int = 10) -> dict | None:
     """Confusions of the board's answers, and some pictures as they went over the wire: wrong ones first.
 
-    Raises ReportError unless there is one answer per golden sample.
+    Samples that are no pictures are counted and not shown. Raises ReportError unless there is one answer per golden sample.
     """
     if result["status"] == "error" or "export" not in folders:
         return None
     with np.load(folders["export"] / "golden.npz") as file:
         truth, codes, bits = file["labels"], file["input_codes"], -int(file["input_scale_log2"])
+    labels, low, high = data["labels"], 0, 2**bits - 1
+    if (table := data["preprocess"].get("codes")) is not None:
+        low, high = (int(bound(np.asarray(table))) for bound in (np.min, np.max))
+    shown = codes.ndim == 4 and codes.shape[3] in (1, 3) and data["preprocess"]["size"] is not None
     said = np.asarray(result["predictions"])
     if said.shape != truth.shape:
         raise ReportError(
@@ -246,7 +268,7 @@ def _answers(folders, result: dict, labels: list[str], wrong_shown: int = 10, ri
     pairs = Counter({(labels[i], labels[j]): int(matrix[i, j]) for i, j in np.argwhere(matrix) if i != j})
 
     def picture(index) -> dict:
-        pixels = np.rint(codes[index] * (255 / (2**bits - 1))).astype(np.uint8)
+        pixels = np.rint((codes[index].astype(np.int64) - low) * (255 / (high - low))).astype(np.uint8)
         return {"sample": int(index), "pixels": pixels, "label": labels[truth[index]], "answer": labels[said[index]]}
 
     wrong = np.flatnonzero(said != truth)
@@ -254,9 +276,9 @@ def _answers(folders, result: dict, labels: list[str], wrong_shown: int = 10, ri
     return {
         "classes": per_class,
         "confused": [{"label": a, "answer": b, "count": n} for (a, b), n in pairs.most_common()],
-        "wrong": [picture(index) for index in wrong[:wrong_shown]],
+        "wrong": [picture(index) for index in wrong[:wrong_shown] if shown],
         "wrong_total": len(wrong),
-        "right": [picture(index) for index in right[:right_shown]],
+        "right": [picture(index) for index in right[:right_shown] if shown],
         "samples": len(truth),
     }
 
@@ -269,7 +291,9 @@ def _command(manifests) -> str | None:
 
     Of an absolute path only the last part is told: the report travels.
     """
-    said = next((manifests[stage]["command"] for stage in reversed(STAGES) if stage in manifests), None)
+    said = next(
+        (manifests[stage]["command"] for stage in (*reversed(STAGES), "import") if stage in manifests), None
+    )
     if said is None:
         return None
     words, kept = shlex.split(said), []

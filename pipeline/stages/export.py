@@ -8,7 +8,8 @@ import torch
 from hls.graph import load as load_graph
 from pipeline import golden
 from pipeline.diversity import diversity
-from pipeline.export import compared, export, qonnx_execute
+from pipeline.execution import qonnx_execute
+from pipeline.export import export
 from pipeline.quantize import load, observe
 from pipeline.stages.network import read_data, tell_share
 from pipeline.train import read_state
@@ -41,7 +42,7 @@ def run(ctx) -> None:
     )
     tell_share(ctx, "accuracy_test", int((seen.outputs.argmax(axis=1) == labels).sum()), len(labels))
 
-    chosen = compared(len(codes), ctx.recipe.export.samples)
+    chosen = golden.compared(len(codes), ctx.recipe.export.samples)
     dtype = np.float64 if wide else np.float32
     executed = qonnx_execute(
         load_graph(ctx.folder / "model.onnx"),

@@ -10,6 +10,7 @@ def run(ctx) -> None:
     Gate: the package opens again, from the archive, with every hash right.
     """
     dataset = read_json(ctx.inputs["data"] / "dataset.json")
+    imported = read_json(ctx.inputs["import"] / "import.json") if "import" in ctx.inputs else None
     package = build_package(
         ctx.folder / "package",
         name=ctx.recipe.name,
@@ -22,6 +23,7 @@ def run(ctx) -> None:
         recipe=ctx.recipe.to_toml(),
         versions={tool: version for stage in ctx.inputs for tool, version in ctx.manifest(stage)["versions"].items()},
         clock_mhz=ctx.recipe.hls.clock_mhz,
+        imported=imported,
     )
     archive = pack(package, ctx.folder / "package.tar.gz")
     files = package.manifest["files"]

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,14 @@ import pytest
 from boards import board
 from boards.evidence import EVIDENCE
 from pipeline import config, flow, keys
-from pipeline.config import ROOT, Recipe
+from pipeline.config import ROOT, ImportedRecipe, Recipe
 from pipeline.stage import Run
 
 PACKAGES = ("pipeline", "hls", "boards")
-STAGES = [*flow.STAGES, flow.BITSTREAM]
+# An imported network takes most stages as they are; what a flow declares anew is looked at like the rest.
+STAGES = [*flow.STAGES, flow.BITSTREAM, *(stage for stage in flow.IMPORTED if stage not in flow.STAGES)]
 NAMES = [stage.name for stage in flow.STAGES]
-SECTIONS = set(Recipe.model_fields) | {"place"}
+SECTIONS = set(Recipe.model_fields) | set(ImportedRecipe.model_fields) | {"place"}
 
 # Walks the flow as a run does, in the tree it is started in: tells the stages whose key is not that of their folder,
 # and makes up a folder with the right key for each.
@@ -143,9 +145,22 @@ def test_changed_recipe_reruns_from_there_on(tree, tmp_path, override, first):
 
 def test_needs_come_first():
     seen = []
-    for stage in STAGES:
+    for stage in [*flow.STAGES, flow.BITSTREAM]:
         assert set(stage.needs) <= set(seen)
         seen.append(stage.name)
+
+
+def test_imported_networks_take_the_same_stages():
+    seen: list[str] = []
+    for stage in [*flow.IMPORTED, flow.BITSTREAM]:
+        assert set(stage.needs) <= set(seen)
+        seen += [stage.name, *stage.stands_for]
+    names = [stage.name for stage in flow.IMPORTED]
+    assert names == ["import", *NAMES[NAMES.index("plan") :]]
+    known = {stage.name: stage for stage in flow.STAGES}
+    for stage in flow.IMPORTED[1:]:  # the same work under the same gates; only what it reads is another
+        assert replace(stage, needs=()) == replace(known[stage.name], needs=())
+    assert flow.of({"imported": {}}) is flow.IMPORTED and flow.of({"model": {}}) is flow.STAGES
 
 
 def test_stages_are_those_of_the_house():
@@ -212,7 +227,7 @@ def test_every_gate_of_a_stage_is_required(stage):
 
 
 def test_every_stage_but_training_has_a_gate():
-    assert [stage.name for stage in flow.STAGES if not stage.gates] == ["train"]
+    assert [stage.name for stage in (*flow.STAGES, *flow.IMPORTED) if not stage.gates] == ["train"]
 
 
 def test_conditional_gates_are_seen():
@@ -248,7 +263,7 @@ def test_every_import_that_computes_is_a_declared_tool(stage):
     same = ("torch", "brevitas", "qonnx", "onnx", "onnxruntime", "hls4ml", "pynq", "numpy", "jinja2", "matplotlib")
     watched = {**dict(zip(same, same, strict=True)), "sklearn": "scikit-learn", "PIL": "pillow"}
     recipe = config.load(ROOT / "runs/digits.toml")
-    run = Run(flow.STAGES, recipe, build=Path("nowhere"), root=ROOT)
+    run = Run(STAGES, recipe, build=Path("nowhere"), root=ROOT)
     modules = [stage.run.partition(":")[0], *(run._fill(name) for name in stage.imports)]
     imported = set()
     for path in keys.closure(modules, PACKAGES, ROOT).values():

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from hls.graph import load as load_graph
-from pipeline import config, export, models, quantize
+from pipeline import config, execution, export, models, quantize
 from pipeline.models import layers
 from tests.torchnets import BITS, pictures
 
@@ -99,7 +99,7 @@ def test_twin_is_exact_through_qonnx(name, shape, tmp_path):
     seen = quantize.observe(twin, pixels, BITS["input"])
     assert len(np.unique(seen.outputs, axis=0)) > 40
     export.export(twin, shape, tmp_path / "model.onnx")
-    codes = export.qonnx_execute(
+    codes = execution.qonnx_execute(
         load_graph(tmp_path / "model.onnx"), pixels.numpy(), -BITS["input"], seen.output_scale_log2, batch=32
     )
     assert np.array_equal(codes, seen.outputs)

@@ -7,7 +7,7 @@ import torch
 from onnx import numpy_helper
 
 from hls.graph import load as load_graph
-from pipeline import export, quantize
+from pipeline import execution, export, golden, quantize
 from pipeline.golden import NotIntegral
 from tests.torchnets import BITS, CLASSES, SHAPE, pictures, quantized_network
 
@@ -25,7 +25,7 @@ def seen():
 
 
 def execute(path, seen, **changes):
-    return export.qonnx_execute(load_graph(path), pictures(200, 9)[0].numpy(), -8, seen.output_scale_log2, **changes)
+    return execution.qonnx_execute(load_graph(path), pictures(200, 9)[0].numpy(), -8, seen.output_scale_log2, **changes)
 
 
 def test_qonnx_gives_brevitas_codes_in_any_batch(file, seen):
@@ -105,7 +105,7 @@ def test_a_changed_scale_is_seen(file, seen, tmp_path):
 
 def test_an_output_between_two_codes_is_refused(file, seen):
     with pytest.raises(NotIntegral):
-        export.qonnx_execute(load_graph(file), pictures(8)[0].numpy(), -8, seen.output_scale_log2 + 2)
+        execution.qonnx_execute(load_graph(file), pictures(8)[0].numpy(), -8, seen.output_scale_log2 + 2)
 
 
 def test_wide_accumulators_need_float64_and_get_it(tmp_path):
@@ -126,7 +126,7 @@ def test_wide_accumulators_need_float64_and_get_it(tmp_path):
     seen = quantize.observe(wide, pixels, 8, dtype=torch.float64)
     export.export(twin.float(), SHAPE, tmp_path / "wide.onnx")
     graph = load_graph(tmp_path / "wide.onnx")
-    codes = export.qonnx_execute(graph, pixels.numpy(), -8, seen.output_scale_log2, dtype=np.float64)
+    codes = execution.qonnx_execute(graph, pixels.numpy(), -8, seen.output_scale_log2, dtype=np.float64)
     assert np.array_equal(codes, seen.outputs)
     assert max(high for _, high in seen.accumulators.values()) > 2**22
 
@@ -136,7 +136,7 @@ def test_wide_accumulators_need_float64_and_get_it(tmp_path):
     [(360, 0, 360), (2000, 0, 2000), (10000, 0, 1000), (10000, 50, 200), (10000, 400, 400), (120, 50, 120)],
 )
 def test_which_pictures_are_compared(total, asked, expected):
-    chosen = export.compared(total, asked)
+    chosen = golden.compared(total, asked)
     assert len(chosen) == len(set(chosen.tolist())) == expected
     assert chosen[0] == 0 and chosen[-1] == total - 1
 
