@@ -51,6 +51,9 @@ def read(path: str | Path) -> onnx.ModelProto:
         _write_out_defaults(model)
     except SlimgateError:
         raise
+    except OSError as error:
+        raise GraphError(f"the file cannot be read: {error.strerror or first_line(error)}",
+                         where=error.filename or path, fix="make it readable for you") from error  # fmt: skip
     except Exception as error:  # onnx and protobuf raise a dozen unrelated types for a damaged file
         raise GraphError(f"not a readable ONNX file: {first_line(error)}", where=path, fix=AGAIN) from error
     return model

@@ -183,7 +183,8 @@ def read_inputs(path: Path, network: Network) -> np.ndarray:
 
 def _array(path: Path, name: str) -> np.ndarray:
     if not path.is_file():
-        raise VerifyError("there are no inputs: no such file", where=path, fix="numpy.savez(FILE, inputs=x)")
+        what = "it is a folder" if path.is_dir() else "no such file"
+        raise VerifyError(f"there are no inputs: {what}", where=path, fix="numpy.savez(FILE, inputs=x)")
     try:
         with zipfile.ZipFile(path) as archive:
             members = {item.filename.removesuffix(".npy"): item.file_size for item in archive.infolist()}
@@ -199,6 +200,9 @@ def _array(path: Path, name: str) -> np.ndarray:
             array = file[key]
     except SlimgateError:
         raise
+    except OSError as error:
+        raise VerifyError(f"the inputs cannot be read: {error.strerror or onnxfile.first_line(error)}", where=path,
+                          fix="make the file readable for you") from error  # fmt: skip
     except Exception as error:  # zipfile, zlib and numpy raise many types for a damaged or pickled file
         pickled = "allow_pickle" in str(error)
         reason = "it holds Python objects, not numbers" if pickled else onnxfile.first_line(error)

@@ -47,7 +47,7 @@ def run(model: Path, labels: str | None, data: str, board: Board, *, name: str |
     try:
         return _write(folder, name, model, found, kind, path, names, board, tests, rule)
     except OSError as error:
-        raise ImportProblem(f"the recipe cannot be written: {error.strerror or error}", where=error.filename or folder,
+        raise ImportProblem(f"the recipe cannot be written: {error.strerror or error}", where=folder,
                             fix="choose another folder with --to, or make it writable") from error  # fmt: skip
 
 
@@ -82,9 +82,9 @@ def _name(said: str | None, model: Path) -> str:
     if name is None:
         plain = unicodedata.normalize("NFKD", model.stem.lower()).encode("ascii", "ignore").decode()
         name = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-._") or "network"
-    if not re.fullmatch(config.NAME, name) or name.startswith("."):
+    if not re.fullmatch(config.NAME, name) or name[0] in ".-":
         raise ImportProblem(f"--name {name} is not allowed", where="--name",
-                            fix="lower-case letters, digits, dash, underscore, and dots but for the first character")
+                            fix="lower-case letters, digits, dot, dash and underscore; not a dot or dash at first")
     return name
 
 

@@ -29,14 +29,14 @@ def table(quantizer, channels: int, *, input_range=None, mean=None, std=None) ->
         if numbers is not None and len(numbers) not in (1, channels):
             raise PixelError(f"{len(numbers)} numbers of {name}, the network takes {channels} channel(s)",
                              fix=f"give one number, or {channels}")  # fmt: skip
+    if std is not None and not min(std) > 0:
+        raise PixelError(f"a deviation of {min(std):g} cannot be divided by", fix="give numbers above 0 for std")
     values = np.asarray(low + (high - low) * np.arange(256, dtype=np.float64) / 255, np.float32)
     values = np.broadcast_to(values, (channels, 256))
     if mean is not None:
         shift, spread = (np.asarray(numbers, np.float32).reshape(-1, 1) for numbers in (mean, std))
         values = (values - shift) / spread
     scaled = np.ldexp(values.astype(np.float64), -quantizer.lsb)
-    if not np.all(np.isfinite(scaled)):
-        raise PixelError("a pixel becomes no finite number", fix="give other numbers for mean and std")
     rounded = np.floor(scaled) if quantizer.rounding == "FLOOR" else np.rint(scaled)
     codes = np.clip(rounded, quantizer.lo, quantizer.hi).astype(np.int64)
     if any(len(np.unique(row)) < 2 for row in codes):
@@ -44,7 +44,7 @@ def table(quantizer, channels: int, *, input_range=None, mean=None, std=None) ->
         raise PixelError(
             f"every pixel becomes the same code: pixels stand for {values.min():g} to {values.max():g}, the network's "
             f"input quantizer holds {least:g} to {most:g}",
-            fix="say what pixels 0 and 255 stood for in the training: --input-range LOW,HIGH",
+            fix="say what pixels 0 and 255 stood for in the training: --input-range LOW HIGH",
         )
     return codes
 

@@ -38,7 +38,14 @@ class TestDataError(SlimgateError):
 
 def kind_of(said: str) -> str:
     """Which kind of data a word or path of the command line names. Raises TestDataError where nothing is there."""
-    path = Path(said)
+    try:
+        return _kind(said, Path(said))
+    except OSError as error:
+        raise TestDataError(f"the test data cannot be read: {error.strerror}", where=error.filename or said,
+                            fix="make them readable for you") from error  # fmt: skip
+
+
+def _kind(said: str, path: Path) -> str:
     if said == "digits" and not path.exists():
         return "digits"
     if path.is_dir():
@@ -208,6 +215,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return {key: file[key] for key in ("labels", *given)}
     except SlimgateError:
         raise
+    except OSError as error:
+        raise TestDataError(f"the test data cannot be read: {error.strerror or onnxfile.first_line(error)}",
+                            where=path, fix="make the file readable for you") from error  # fmt: skip
     except Exception as error:  # zipfile, zlib and numpy raise many types for a damaged or pickled file
         pickled = "allow_pickle" in str(error)
         reason = "it holds Python objects, not numbers" if pickled else onnxfile.first_line(error)
