@@ -263,8 +263,9 @@ def load(file: str | Path, overrides: Iterable[str] = (), board_name: str | None
         if not re.fullmatch(NAME, name):
             plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
             plain = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-") or "my-run"
+            allowed = _allowed(("name",), kind_of(values))
             problems.append(
-                f"{file}: the file's name, {name!r}, is not allowed as the name of the run; {_allowed(('name',), kind_of(values))}; "
+                f"{file}: the file's name, {name!r}, is not allowed as the name of the run; {allowed}; "
                 f'add name = "{plain}" as the first line of the recipe'
             )
             values["name"] = plain
@@ -407,7 +408,8 @@ def _problem(item: dict, origins: dict, kind: type) -> str:
         return f"{where}: the {what} {key!r} is missing; {_allowed(path, kind)}"
     if item["type"] == "value_error":
         return f"{where}: {item['ctx']['error']}"
-    return f"{where}: {key} = {json.dumps(value, default=str, ensure_ascii=False)} is not allowed; {_allowed(path, kind)}"
+    said = json.dumps(value, default=str, ensure_ascii=False)
+    return f"{where}: {key} = {said} is not allowed; {_allowed(path, kind)}"
 
 
 def _is_key(part: object) -> bool:

@@ -132,6 +132,6 @@ def parameters(found: Imported) -> int:
             while (producer := model.find_producer(name)) is not None and producer.domain:
                 name = producer.input[0]
             value = model.get_initializer(name)
-            if value is not None and value.dtype.kind == "f":
+            if value is not None and value.dtype.kind == "f" and value.any():  # a bias of zeros stands for none
                 counted[name] = value.size
     return sum(counted.values())

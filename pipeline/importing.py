@@ -17,7 +17,6 @@ import onnx
 from onnx import external_data_helper
 
 from boards.board import Board
-from boards.errors import SlimgateError
 from pipeline import config, pixels
 from pipeline.datasets import elsewhere
 from pipeline.imported import Imported, ImportProblem, TestSet, check_labels, examine, test_set

@@ -44,7 +44,8 @@ def build_package(
     ``wire`` is io.json as plain data, ``preprocess`` has size, color and resize, and for imported networks ``codes``,
     a table of input codes (C, 256) of pixels (no size, no table: the network takes no pictures); ``recipe`` is TOML
     text, ``versions`` those of the tools that made the parts, ``overlay`` the real (.bit, .hwh); without it the
-    SIMULATED stand-in is put in. ``imported``: {"model", "sha256", ...} of a network that was trained elsewhere. PackageError when the parts do not fit one another.
+    SIMULATED stand-in is put in. ``imported``: {"model", "sha256", "host", ...} of a network trained elsewhere.
+    PackageError when the parts do not fit one another.
     """
     digest = wire["design_digest"]
     clock_mhz = board.clock_mhz if clock_mhz is None else clock_mhz
@@ -246,7 +247,7 @@ def _notebook(name: str, board: Board, pictures: bool) -> dict:
     if not pictures:
         cells[-2:] = [
             markdown("Your own samples, as input codes (N, *shape); the shape is in io.json:"),
-            code("import predict", 'network = predict.Classifier(".")', "codes = None  # a numpy array of whole numbers",
+            code("import predict", 'network = predict.Classifier(".")', "codes = None  # an array of whole numbers",
                  "network.codes(codes) if codes is not None else network.labels"),
         ]  # fmt: skip
     for i, cell in enumerate(cells):

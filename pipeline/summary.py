@@ -104,12 +104,12 @@ def collect(run: Path) -> dict[str, Any]:
 
     asked = found.get("trim", {}).get("config", {}).get("trim", {})
     imported = last["recipe"].get("imported")
+    origin = imported and {"model": Path(str(imported.get("model"))).name, "sha256": str(imported.get("sha256"))}
     accuracies, compared = (ACCURACIES, MISMATCHES) if imported is None else (IMPORTED_ACCURACIES, IMPORTED_MISMATCHES)
     sizes = {"float": "train", "trimmed": "trim"} if imported is None else {"imported": "import"}
     return {
         "run": run.name,
-        "imported": None if imported is None else {"model": Path(str(imported.get("model"))).name,
-                                                   "sha256": str(imported.get("sha256"))},  # fmt: skip
+        "imported": origin,
         "board": last["board"],
         "place": found["benchmark"]["config"].get("place") if "benchmark" in found else last["place"],
         "command": last["command"],

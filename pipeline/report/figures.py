@@ -240,7 +240,8 @@ def _curves(folders, data: dict | None) -> list[dict]:
 def _answers(folders, result: dict, data: dict, wrong_shown: int = 10, right_shown: int = 10) -> dict | None:
     """Confusions of the board's answers, and some pictures as they went over the wire: wrong ones first.
 
-    Samples that are no pictures are counted and not shown. Raises ReportError unless there is one answer per golden sample.
+    Samples that are no pictures are counted and not shown.
+    Raises ReportError unless there is one answer per golden sample.
     """
     if result["status"] == "error" or "export" not in folders:
         return None
