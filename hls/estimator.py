@@ -9,6 +9,7 @@ import copy
 import json
 import math
 import re
+import reprlib
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -41,23 +42,106 @@ class DesignError(SlimgateError):
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def load_designs(folder: str | Path) -> list[dict]:
-    """All ``*.json`` designs of a folder, sorted by name. Raises :class:`DesignError`."""
+def load_designs(folder: str | Path, refused: dict[str, str] | None = None) -> list[dict]:
+    """All ``*.json`` designs of a folder, sorted by file name. A file that is no design raises :class:`DesignError`, or
+    is put into ``refused`` with the reason where that is given; a folder without files raises in any case."""
     folder = Path(folder)
     paths = sorted((folder / "designs" if (folder / "designs").is_dir() else folder).glob("*.json"))
     if not paths:
         raise DesignError("no designs (*.json)", where=folder, fix="give a folder that holds one JSON file per design")
-    found = []
+    found: dict[str, dict] = {}
     for path in paths:
         try:
-            design = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DesignError(f"not readable as JSON: {error}", where=path) from error
-        if not isinstance(design, dict) or not isinstance(design.get("layers"), list):
-            raise DesignError("not a design: it has no list of layers", where=path)
-        design.setdefault("name", path.stem)
-        found.append(design)
-    return found
+            design = _parsed(path)
+            if design["name"] in found:
+                raise DesignError(f"a second design is called {design['name']}", where=path,
+                                  fix="give each design a name of its own, or none: then the file's is taken")
+            found[design["name"]] = design
+        except DesignError as error:
+            if refused is None:
+                raise
+            refused[path.stem] = str(error)
+    return list(found.values())
+
+
+def _parsed(path: Path) -> dict:
+    try:
+        design = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DesignError(f"not readable as JSON: {error}", where=path) from error
+    if not isinstance(design, dict) or not isinstance(design.get("layers"), list):
+        raise DesignError("not a design: it has no list of layers", where=path,
+                          fix="one JSON object per file, as in the published set")
+    design.setdefault("name", path.stem)
+    if not isinstance(design["name"], str):
+        raise DesignError(f"its name is {design['name']!r}, not a text", where=path)
+    return design
+
+
+LARGEST = 1e12
+"""No figure of a design is larger; what is, is a slip of units."""
+CLOCKS_NS = (0.5, 1000.0)
+"""Clock periods that are believed: beyond them somebody wrote MHz or seconds."""
+_COUNTS = ("LUT", "FF", "DSP", "BRAM_18K", "BRAM_tile_36", "BRAM36_tiles", "latency_cycles_max", "interval_max",
+           "latency_max", "latency_min", "reuse_factor", "out_fifo_depth_pragma", "table_size", "multiplier_limit",
+           "input_pack", "output_pack", "zeros", "pow2", "csd_nonzero_digits", "max_abs_int", "n_zeros", "n_nonzeros",
+           "throughput_per_s")
+
+
+def check(design: Mapping) -> None:
+    """Raise :class:`DesignError` for a field that is not what the format says: an object, list or count that is
+    something else, a figure that is negative, not finite or beyond :data:`LARGEST`, a clock period in other units."""
+
+    def wrong(path: str, value, what: str, fix: str | None = None):
+        raise DesignError(f"{path} is {reprlib.repr(value)}{what}", where=design.get("name"), fix=fix)
+
+    def figures(value, path: str) -> None:
+        if isinstance(value, (int, float)) and (not math.isfinite(value) or abs(value) > LARGEST):
+            wrong(path, value, "", "figures are counts, cycles, nanoseconds and microseconds")
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, one in inside:
+            figures(one, f"{path}.{key}" if path else str(key))
+
+    def part(holder: Mapping, path: str, key: str, kind: type = dict):
+        value = holder.get(key)
+        if value is not None and not isinstance(value, kind):
+            wrong(f"{path}{key}", value, ", not " + {dict: "an object", list: "a list"}[kind])
+        return value or kind()
+
+    def counts(holder: Mapping, path: str) -> None:
+        for key in _COUNTS:
+            value = holder.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
+                wrong(f"{path}{key}", value, ", not a count")
+
+    figures(design, "")
+    if not isinstance(design.get("layers"), list):
+        wrong("layers", design.get("layers"), ", not a list")
+    for key in ("toolchain", "yml", "source", "totals"):
+        part(design, "", key)
+    if not isinstance((design.get("source") or {}).get("repo") or "", str):
+        wrong("source.repo", design["source"]["repo"], ", not a text")
+    totals = design.get("totals") or {}
+    for key in ("csynth", "csynth_wrapper", "vivado_synth", "implemented", "board"):
+        counts(part(totals, "totals.", key), f"totals.{key}.")
+    counts(part(totals.get("implemented") or {}, "totals.implemented.", "ip_synth"), "totals.implemented.ip_synth.")
+    for number, layer in enumerate(design["layers"]):
+        path = f"layers.{number}"
+        if not isinstance(layer, dict):
+            wrong(path, layer, ", not an object")
+        counts(layer, f"{path}.")
+        for key in ("in_shape", "out_shape", "kernel", "stride"):
+            part(layer, f"{path}.", key, list)
+        for key in ("reported", "mult", "weight_stats", "separable"):
+            counts(part(layer, f"{path}.", key), f"{path}.{key}.")
+        memories = part(layer.get("reported") or {}, f"{path}.reported.", "memories")
+        for item in part(memories, f"{path}.reported.memories.", "items", list):
+            if not isinstance(item, list) or len(item) < 5 or not isinstance(item[4], int):
+                wrong(f"{path}.reported.memories.items", item, ", not [name, words, bits, banks, BRAM18, ...]")
+    clock = design.get("clock_period_ns")
+    clock = clock.get("target") if isinstance(clock, Mapping) else clock
+    if clock is not None and (not isinstance(clock, (int, float)) or not CLOCKS_NS[0] <= clock <= CLOCKS_NS[1]):
+        wrong("clock_period_ns", clock, "", f"a period in nanoseconds, {CLOCKS_NS[0]:g} to {CLOCKS_NS[1]:g}")
 
 
 def without_reports(design: Mapping) -> dict:
@@ -142,7 +226,7 @@ def layers_of(design: Mapping, target: Target) -> list[LayerSpec]:
         try:
             layer = _layer(raw, name, shape, bits, target, default)
             layer = replace(layer, serial=layer.serial or large)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise DesignError(f"layer {name} cannot be read: {error!r}", where=design.get("name")) from error
         found.append(layer)
         shape, bits = layer.out_shape, layer.output_bits
@@ -214,6 +298,9 @@ def _layer(raw: Mapping, name: str, before, bits_before: int, target: Target, de
         spatial = [in_shape[0] + edges[0] + edges[1], in_shape[1] + edges[2] + edges[3]] if len(in_shape) > 2 else \
             [in_shape[0] + edges[2] + edges[3]]
         in_shape = (*spatial, in_shape[-1])
+    for key, value in (("out_fifo_depth_pragma", raw.get("out_fifo_depth_pragma")), *stats.items()):
+        if value is not None and key in _COUNTS and not isinstance(value, int):
+            raise ValueError(f"{key} is {value!r}, not a whole number")
     limit = raw.get("multiplier_limit") or mult.get("multiplier_limit")
     peak = stats.get("max_abs_int")
     largest = min(int(peak).bit_length() + 1, wide) if peak else None
@@ -304,6 +391,15 @@ def _figures(row) -> dict[str, float]:
 
 def read(design: Mapping) -> Design:
     """A design ready for prediction and comparison. Raises CostError or DesignError."""
+    check(design)
+    try:
+        return _read(design)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise DesignError(f"cannot be read: {error!r}", where=design.get("name"),
+                          fix="compare the file with one of the published set") from error
+
+
+def _read(design: Mapping) -> Design:
     seen = without_reports(design)
     target = target_of(seen)
     layers = layers_of(seen, target)
@@ -322,8 +418,9 @@ def read(design: Mapping) -> Design:
 
 def read_all(folder: str | Path) -> tuple[list[Design], dict[str, str]]:
     """(designs with layers, {name: why it was left out})."""
-    found, refused = [], {}
-    for raw in load_designs(folder):
+    found: list[Design] = []
+    refused: dict[str, str] = {}
+    for raw in load_designs(folder, refused):
         try:
             design = read(raw)
         except SlimgateError as error:
@@ -800,7 +897,8 @@ def run(args: argparse.Namespace, out: Callable[[str], object] = print) -> int:
                           where=args.designs)
     if args.write_coefficients:
         write_coefficients(designs, Path(args.write_coefficients))
-        out(f"wrote {args.write_coefficients}: {len(designs)} designs")
+        out(f"wrote {args.write_coefficients}: {len(designs)} designs" + (
+            f"; left out: {', '.join(sorted(refused))}" if refused else ""))
         return 0
     if args.page:
         from hls.estimator_study import page
@@ -822,13 +920,24 @@ def run(args: argparse.Namespace, out: Callable[[str], object] = print) -> int:
         _, factors = held_out(designs)
         coefficients: Mapping | Callable = lambda design: factors[design.name]  # noqa: E731
     else:
-        coefficients = fitted(read_all(args.fit)[0]) if args.fit else cost.load_coefficients()
+        coefficients = fitted(_to_fit(args.fit)) if args.fit else cost.load_coefficients()
     result = compare(designs, coefficients) | {"refused": refused}
     if args.json:
         out(json.dumps(result, indent=1))
     else:
         out(table(result))
     return 0
+
+
+def _to_fit(folder: str) -> list[Design]:
+    """The designs of a folder with reported figures of at least three repositories: fewer give no intervals."""
+    designs = [d for d in read_all(folder)[0] if d.reported["hls"]]
+    repos = {d.repo for d in designs}
+    if len(repos) < FEWEST:
+        raise DesignError(f"{len(designs)} designs of {len(repos)} repositories with reported figures are too few to "
+                          "fit", where=folder, fix=f"{FEWEST} repositories or more, or leave --fit out to take the "
+                          "shipped coefficients")
+    return designs
 
 
 def table(result: Mapping) -> str:

@@ -1,13 +1,19 @@
 """Reading published designs, predicting without looking at what was reported, fitting, comparing."""
 
+import contextlib
 import copy
+import functools
 import json
 import math
+import operator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from boards.errors import SlimgateError
 from hls import cost, estimator, estimator_study
 from hls.estimator import DesignError
 
@@ -97,6 +103,82 @@ def test_a_bad_folder_is_refused(tmp_path, content, message):
         (tmp_path / "x.json").write_text(content)
     with pytest.raises(DesignError, match=message):
         estimator.load_designs(tmp_path)
+
+
+@pytest.mark.parametrize(("where", "value", "message"), [
+    (("clock_period_ns", "target"), 200e6, "clock_period_ns is 200000000"),
+    (("clock_period_ns", "target"), 5e-9, "nanoseconds"),
+    (("clock_period_ns",), "200 MHz", "clock_period_ns is '200 MHz'"), (("totals", "csynth", "LUT"), -3, "not a count"),
+    (("totals", "csynth", "FF"), float("nan"), "totals.csynth.FF is nan"), (("totals", "csynth"), [1], "not an object"),
+    (("totals", "csynth", "DSP"), 1e15, "totals.csynth.DSP"), (("layers", 0), "conv", "layers.0 is 'conv'"),
+    (("layers", 0, "in_shape"), 5, "not a list"), (("layers", 0, "reported"), 7, "not an object"),
+    (("layers", 0, "reported", "memories", "items"), [[1]], "not .name, words"),
+    (("layers", 0, "reuse_factor"), "many", "not a count"), (("layers", 0, "out_shape"), [0, 0, 0], "below 1"),
+    (("source", "repo"), ["x"], "not a text"), (("part",), "10AX115", "nobody has published"),
+])  # fmt: skip
+def test_a_design_with_a_wrong_field_is_refused_by_name(where, value, message):
+    raw = _raw("pominiq_mnist_rf64_res_z020")
+    at = raw
+    for key in where[:-1]:
+        at = at[key]
+    at[where[-1]] = value
+    with pytest.raises(SlimgateError, match=message):
+        estimator.read(raw)
+
+
+def _places(value, path=()):
+    inside = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    for key, one in inside:
+        yield (*path, key)
+        yield from _places(one, (*path, key))
+
+
+RAW = _raw("pominiq_mnist_rf64_res_z020")
+ODD = st.sampled_from([None, 0, -1, 3.7, 1e308, float("nan"), float("inf"), "", "74%", True, 10**9, [], {}, [0], [None],
+                       [[1]], {"a": 1}, "ap_fixed<0,0>"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(_places(RAW), key=str)), ODD), min_size=1, max_size=2))
+def test_whatever_is_in_a_file_there_is_an_answer_or_a_reason(changes):
+    raw = copy.deepcopy(RAW)
+    for path, value in changes:
+        # the change before may have taken the place away
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            functools.reduce(operator.getitem, path[:-1], raw)[path[-1]] = value
+    try:
+        design = estimator.read(raw)
+    except SlimgateError as error:
+        assert str(error)
+        return
+    assert estimator.compare([design], cost.load_coefficients())["designs"][0]["name"]
+
+
+def test_one_bad_file_does_not_stop_the_others(tmp_path):
+    (tmp_path / "good.json").write_text(json.dumps(RAW))
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "twin.json").write_text(json.dumps(RAW))
+    (tmp_path / "list.json").write_text("[]")
+    found, refused = estimator.read_all(tmp_path)
+    assert [d.name for d in found] == [RAW["name"]]
+    assert {k: v.splitlines()[0] for k, v in refused.items()} == {
+        "broken": refused["broken"].splitlines()[0], "list": "not a design: it has no list of layers",
+        "twin": f"a second design is called {RAW['name']}"}
+    assert "not readable as JSON" in refused["broken"]
+    text: list[str] = []
+    assert estimator.run(_args("--designs", str(tmp_path)), text.append) == 0
+    assert "left out: twin" in text[0] and "left out: broken" in text[0]
+    # a fit says what it lacks instead of guessing from one repository
+    with pytest.raises(DesignError, match="1 repositories with reported figures are too few"):
+        estimator.run(_args("--designs", str(DESIGNS), "--fit", str(tmp_path)), text.append)
+
+
+def test_fit_on_another_folder(designs):
+    text: list[str] = []
+    assert estimator.run(_args("--designs", str(DESIGNS), "--fit", str(DESIGNS), "--json"), text.append) == 0
+    result = json.loads(text[0])
+    assert all(d["seen_in_fit"] for d in result["designs"])
+    assert result["designs"] != estimator.compare(designs, cost.load_coefficients())["designs"]
 
 
 def test_fit_recovers_known_coefficients():
