@@ -883,7 +883,8 @@ def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = Fa
 
 
 def widened(layer: LayerSpec, width: int) -> LayerSpec:
-    """The layer with ``width`` output channels, at the legal reuse factor next to its own (hls4ml's rule)."""
+    """The layer with ``width`` output channels, at the largest reuse factor up to its own that is legal (hls4ml's
+    rule), so that it is no slower."""
     from hls.plan import legal_reuse_factors
 
     if width < 1:
@@ -891,7 +892,7 @@ def widened(layer: LayerSpec, width: int) -> LayerSpec:
     if layer.kind not in MULTIPLYING or layer.parts:
         return replace(layer, out_shape=(*layer.out_shape[:-1], width))
     legal = legal_reuse_factors(layer.n_in, width)
-    factor = min(legal, key=lambda f: (abs(math.log(f / layer.reuse_factor)), f))
+    factor = max(f for f in legal if f <= layer.reuse_factor)
     kept = {"nonzeros": None, "powers_of_two": None, "csd_digits": None, "multiplier_limit": None}
     return replace(layer, n_out=width, weights=layer.n_in * width, out_shape=(*layer.out_shape[:-1], width),
                    reuse_factor=factor if layer.strategy != "latency" else layer.reuse_factor, **kept)
@@ -900,8 +901,9 @@ def widened(layer: LayerSpec, width: int) -> LayerSpec:
 def width_cost(layer: LayerSpec, width: int, target: Target | None = None,
                coefficients: Mapping | None = None) -> dict[str, float]:
     """What ``layer`` would cost with ``width`` output channels: {"lut", "ff", "dsp", "bram18", "multipliers", "cycles",
-    "reuse_factor"} as HLS reports it. A step function of width, and not monotone: the legal reuse factors of 13 filters
-    may be worse than those of 14. The trimming side reads its cluster sizes from it."""
+    "reuse_factor"} as HLS reports it, at no more cycles than the layer takes now. A step function of width, and not
+    monotone: 13 filters have fewer legal reuse factors than 14 and may cost more. The trimming side reads its cluster
+    sizes from it."""
     target, k = target or Target(), coefficients or load_coefficients()
     changed = widened(layer, width)
     raw = raw_layer(changed, target, k)
@@ -912,9 +914,8 @@ def width_cost(layer: LayerSpec, width: int, target: Target | None = None,
 
 def useful_widths(layer: LayerSpec, widths: Iterable[int], target: Target | None = None,
                   coefficients: Mapping | None = None) -> list[int]:
-    """The widths no wider one dominates: a width goes when a larger one costs no more of anything and no more
-    cycles."""
+    """The widths that no wider one dominates: a width goes when a larger one takes no more of any resource, both within
+    the cycles the layer takes now."""
     costs = {w: width_cost(layer, w, target, coefficients) for w in sorted(set(widths))}
-    keys = (*QUANTITIES, "cycles")
     return [w for w, c in costs.items()
-            if not any(v > w and all(d[q] <= c[q] for q in keys) for v, d in costs.items())]
+            if not any(v > w and all(d[q] <= c[q] for q in QUANTITIES) for v, d in costs.items())]

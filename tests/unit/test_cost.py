@@ -113,16 +113,62 @@ def test_memories_never_shrink(bits, more, depth, deeper):
 
 
 def test_width_cost_is_a_step_function_and_dominated_widths_go():
-    layer = conv(n_in=144, n_out=16, bits=4, factor=144)
+    layer = conv(n_in=144, n_out=14, bits=8, factor=1008)
     costs = {w: cost.width_cost(layer, w, OURS) for w in range(1, 33)}
-    assert len({c["multipliers"] for c in costs.values()}) > 3
-    # 13 filters may cost more than 14: some pair falls, and that width is no candidate
+    # 1008 = 7 x 144 is legal for 14 filters; 13 is prime and falls back to 144, with more multipliers
+    assert (costs[13]["reuse_factor"], costs[13]["multipliers"]) == (144, 13)
+    assert (costs[14]["reuse_factor"], costs[14]["multipliers"]) == (1008, 2)
+    assert costs[13]["lut"] > costs[14]["lut"] and costs[13]["ff"] > costs[14]["ff"]
+    assert all(costs[w]["cycles"] <= costs[14]["cycles"] for w in costs)
     useful = cost.useful_widths(layer, costs, OURS)
-    assert useful and 32 in useful
-    for w in useful:
-        assert not any(all(costs[v][q] <= costs[w][q] for q in (*cost.QUANTITIES, "cycles")) for v in costs if v > w)
-    for w in set(costs) - set(useful):
-        assert any(all(costs[v][q] <= costs[w][q] for q in (*cost.QUANTITIES, "cycles")) for v in costs if v > w)
+    assert 13 not in useful and 14 in useful and 32 in useful
+    resources = {w: [c[q] for q in cost.QUANTITIES] for w, c in costs.items()}
+
+    def beaten(w):
+        return any(v > w and all(x <= y for x, y in zip(resources[v], resources[w], strict=True)) for v in costs)
+
+    assert {w for w in costs if not beaten(w)} == set(useful)
+    # without a factor above the inputs every width has the same choice, and none is dominated
+    assert cost.useful_widths(replace(layer, reuse_factor=72), range(1, 33), OURS) == list(range(1, 33))
+    # a latency layer keeps its factor; a layer without weights only its channels
+    assert cost.width_cost(replace(layer, strategy="latency", reuse_factor=1), 13, OURS)["reuse_factor"] == 1
+    pool = LayerSpec("p", "pool", (8, 8, 16), (4, 4, 16), kernel=(2, 2), stride=(2, 2))
+    assert cost.width_cost(pool, 8, OURS)["lut"] < cost.width_cost(pool, 16, OURS)["lut"]
+
+
+@st.composite
+def wider(draw):
+    """A convolution with its window, and the same with more filters, channels or bits, at one legal reuse factor."""
+    taps, channels, n_out = draw(st.sampled_from([1, 9])), draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    bits, more_bits, more_out = draw(st.integers(1, 8)), draw(st.integers(0, 8)), draw(st.integers(1, 4))
+    factor = draw(st.sampled_from([f for f in legal_reuse_factors(taps * channels, n_out)
+                                   if f in legal_reuse_factors(taps * channels, n_out * more_out)]))
+    side = 3 if taps == 9 else 1
+
+    def layer(filters: int, wide: int) -> LayerSpec:
+        return conv(taps * channels, filters, wide, factor, in_shape=(8, 8, channels), kernel=(side, side),
+                    out_shape=(9 - side, 9 - side, filters))
+
+    return layer(n_out, bits), layer(n_out * more_out, bits + more_bits)
+
+
+@settings(max_examples=100, deadline=None)
+@given(wider(), st.sampled_from([Z020, OURS, replace(OURS, family="ultrascale+", clock_ns=5.0)]),
+       st.sampled_from(["fabric", "dsp"]))
+def test_at_one_factor_and_multiplier_class_a_larger_convolution_takes_no_less(pair, target, multiplier):
+    """Multipliers, weight bits, BRAM18, and what follows from them: at a fixed way of multiplying, LUT and FF too."""
+    small, large = pair
+    target = replace(target, multiplier=multiplier)
+    assert large.multipliers >= small.multipliers
+    assert cost.weight_memory(large, target)[0] >= cost.weight_memory(small, target)[0]
+    assert sum(cost.products(large, target)) >= sum(cost.products(small, target))
+    k = cost.load_coefficients()
+    a, b = cost.raw_layer(small, target, k), cost.raw_layer(large, target, k)
+    for part in ("own", "fifo"):
+        assert b[part]["bram18"] >= a[part]["bram18"]
+    # weights that leave the LUTs for a memory take LUTs along
+    if (cost.weight_memory(small, target)[1] > 0) == (cost.weight_memory(large, target)[1] > 0):
+        assert b["own"]["lut"] >= a["own"]["lut"] and b["own"]["ff"] >= a["own"]["ff"]
 
 
 def test_estimate_has_both_figures_with_intervals_and_says_what_is_extrapolated():

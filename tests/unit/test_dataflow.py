@@ -257,6 +257,64 @@ def test_the_flag_of_the_last_beat_is_part_of_the_network():
 # --------------------------------------------------------------------------- time
 
 
+def by_equations(network: Network, depths: dict[str, int], frames: int) -> tuple[list[int], dict[str, int]]:
+    """(end of each frame at the last process, most tokens each FIFO held): the rules of the simulation as equations
+    over the time of every read and write, iterated from zero until nothing changes. Slow, and without any queue,
+    blocking or order of processes."""
+    made = firings(network)
+    written = {n: [0] * (network.tokens[n] * frames) for n in network.fifos}
+    read = {n: [0] * (network.tokens[n] * frames) for n in network.fifos}
+    ends: list[int] = []
+    changed = True
+    while changed:
+        changed = False
+
+        def put(times: list[int], place: int, value: int) -> None:
+            nonlocal changed
+            changed |= times[place] != value
+            times[place] = value
+
+        for process in network.processes:
+            now, taken, given_ = 0, dict.fromkeys(process.inputs, 0), dict.fromkeys(process.outputs, 0)
+            ends = []
+            for _ in range(frames):
+                for reads, writes, step, delay in zip(*made[process.name], strict=True):
+                    for i, name in enumerate(process.inputs):
+                        if (reads >> i) & 1:
+                            now = max(now, written[name][taken[name]])
+                            put(read[name], taken[name], now)
+                            taken[name] += 1
+                    late = 0
+                    for i, name in enumerate(process.outputs):
+                        if (writes >> i) & 1:
+                            place, when = given_[name], now + int(delay)
+                            if place >= depths[name]:
+                                when = max(when, read[name][place - depths[name]] + 1)
+                            put(written[name], place, when)
+                            late = max(late, when - now - int(delay))
+                            given_[name] += 1
+                    now += int(step) + late
+                ends.append(now)
+                now += network.timing.restart
+    # a token read in the cycle it is written was held
+    peaks = {n: max(sum(1 for w in written[n][: i + 1]) - sum(1 for r in read[n] if r < written[n][i])
+                    for i in range(len(written[n]))) for n in network.fifos}
+    return ends, peaks
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(flows(), st.data())
+def test_the_simulation_is_the_solution_of_its_equations(network, data):
+    depths = {n: data.draw(st.integers(2, 9)) for n in network.fifos}
+    for limit in (depths, network.tokens | {n: network.tokens[n] * 2 for n in network.fifos}):
+        found = network.simulate(limit, frames=2)
+        if found.deadlock:
+            continue
+        ends, peaks = by_equations(network, limit, 2)
+        assert [found.latency, found.latency + found.interval] == ends
+        assert found.peaks == peaks
+
+
 @QUICK
 @given(flows(), st.data())
 def test_more_depth_is_never_slower_and_never_stuck(network, data):
