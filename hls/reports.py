@@ -41,8 +41,8 @@ class Csynth:
     """C synthesis of one module: estimates of Vitis HLS, before any implementation.
 
     Cycles are (least, most), None where they depend on data; periods in ns; resources are counts of lut, ff, bram36
-    (halves allowed), uram and dsp. Vivado HLS before 2020.2 counts a top function's interval one cycle longer in the XML
-    than in the text.
+    (halves allowed), uram and dsp. Vivado HLS before 2020.2 counts a top function's interval one cycle longer in the
+    XML than in the text.
     """
 
     version: str

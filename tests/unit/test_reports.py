@@ -145,7 +145,7 @@ def test_timing():
 def test_timing_that_fails_is_not_met():
     failing = text("timing_2023_2.rpt").replace(
         "      0.097        0.000                      0", "     -0.300       -1.200                     12", 1
-    )  # noqa: E501
+    )
     with pytest.raises(ReportError, match="contradicts itself"):
         reports.timing_rpt(failing)
     failing = failing.replace("All user specified timing constraints are met.", "Timing constraints are not met.")
