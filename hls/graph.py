@@ -20,6 +20,7 @@ from qonnx.transformation.general import GiveReadableTensorNames, GiveUniqueNode
 from qonnx.util.cleanup import cleanup_model
 
 from hls import onnxfile
+from hls.front import cut_front
 from hls.layout import channels_last
 from hls.lower import drop_identities, drop_unread, fingerprint, lower, strip_host_operation
 from hls.onnxfile import GraphError
@@ -110,7 +111,9 @@ def prepare(model: ModelWrapper) -> ModelWrapper:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = _tidied(lower(copy.deepcopy(model), _LAYERS), cleanup_model)
+        model = copy.deepcopy(model)
+        cut_front(model)
+        model = _tidied(lower(model, _LAYERS), cleanup_model)
         # before the layout changes: qonnx reads any transB of a Gemm behind a Flatten as true
         model = _tidied(model, lambda model: cleanup_model(model.transform(GemmToMatMul())))
         channels_last(model)
@@ -123,7 +126,7 @@ def prepare(model: ModelWrapper) -> ModelWrapper:
             node.input[:] = reversed(node.input)  # as a bias stands in a Gemm
     names = json.loads(model.get_metadata_prop(_LAYERS) or "{}")
     for node in mac_nodes(model):
-        node.name = names.get(_fingerprint(model, node), node.name)  # becomes part of a C++ identifier
+        node.name = names.get(_fingerprint(model, node)) or node.name  # becomes part of a C++ identifier
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         insert_thresholds(model)

@@ -54,6 +54,9 @@ def constant_values(model, name: str) -> np.ndarray | None:
     if values is not None:
         return np.asarray(values, np.float64)
     node = model.find_producer(name)
+    if node is not None and node.op_type == "Transpose":
+        values = constant_values(model, node.input[0])
+        return None if values is None else values.transpose(attributes(node).get("perm"))
     if node is None or node.op_type not in ("Quant", "BipolarQuant"):
         return None
     inputs = [constant_values(model, i) for i in node.input]
@@ -184,7 +187,8 @@ def _for_the_host(model, node, source: str) -> dict | None:
         value = float(value.ravel()[0])
         if node.op_type in ("Mul", "Div"):
             return {"by": value} if value > 0 else None
-        return {"by": value} if before is not None and before.op_type != "MatMul" else None  # the bias of one class
+        return {"by": value} if before is not None and (before.op_type != "MatMul" or shape[-1] > 1) else (
+            None)  # the bias of one class
     if node.op_type == "BatchNormalization":
         parameters = [constant_values(model, name) for name in node.input[1:5]]
         if any(p is None or np.any(p != p.ravel()[0]) or not np.isfinite(p).all() for p in parameters):
@@ -476,7 +480,8 @@ def _plain_constants(model, layers: str) -> None:
             if index == 1:
                 old, new = fingerprint(_root(model, name)), fingerprint(dense.astype(np.float32))
                 if old in names:
-                    names[new] = names[old]
+                    # two layers of as many -1 and +1 cannot be told apart: both keep their node's name
+                    names[new] = names[old] if names.get(new, names[old]) == names[old] else ""
             if holes:
                 _set_option(node, "group", 1)
                 _set_option(node, "dilations", [1, 1])
@@ -498,11 +503,11 @@ def fingerprint(weights: np.ndarray) -> str:
 
 
 def _needs_codes(model, name: str) -> bool:
-    """A quantiser whose parameters are per channel, or that knows only -1 and +1."""
+    """A quantiser whose parameters are per channel, or that knows only -1 and +1, or a transposed constant."""
     node = model.find_producer(name)
     if node is None:
         return False
-    if node.op_type == "BipolarQuant":
+    if node.op_type in ("BipolarQuant", "Transpose"):
         return True
     if node.op_type != "Quant":
         return False

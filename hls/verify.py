@@ -17,6 +17,7 @@ import onnxruntime
 from boards.errors import SlimgateError
 from hls import csim, graph, numerics, onnxfile
 from hls.convert import convert, illegal_reuse_factors
+from hls.front import front_of, front_operations
 from hls.layout import WIRE
 from hls.lower import host_operations
 from hls.numerics import Analysis, Fixed, NotExact
@@ -54,13 +55,15 @@ class Refused(SlimgateError):
 @dataclass(frozen=True)
 class Network:
     """A file that passed every check: ``file`` as it is but for ``host``, the operations at its end that the host runs;
-    ``model`` channels-last; the grid of its input codes."""
+    ``model`` channels-last; the grid of its input codes; ``front``, what the host computes before the wire
+    (:mod:`hls.front`), None where it only quantises."""
 
     file: object
     model: object
     analysis: Analysis
     grid: Fixed
     host: tuple[str, ...]
+    front: object = None
 
 
 def examine(path: Path) -> Network:
@@ -83,7 +86,8 @@ def examine(path: Path) -> Network:
     if not readers or not file.find_consumers(file.graph.input[0].name):
         raise graph.GraphError("its output does not depend on its input", where=path, fix=onnxfile.AGAIN)
     host = tuple(done["operation"] for done in host_operations(file))
-    network = Network(file, model, analysis, analysis.tensors[readers[0].output[0]], host)
+    network = Network(file, model, analysis, analysis.tensors[readers[0].output[0]], host,
+                      front_of(file) if front_operations(model) else None)  # fmt: skip
     _try(network, path)
     return network
 
@@ -91,10 +95,8 @@ def examine(path: Path) -> Network:
 def _try(network: Network, path: Path) -> None:
     """Two samples through the file and through the prepared graph: a quantiser hides shapes from onnx's checks, and
     qonnx's transformations are not right for every fork."""
-    shape = network.file.get_tensor_shape(network.file.graph.input[0].name)[1:]
-    codes = np.random.default_rng(0).integers(network.grid.min, network.grid.max, (2, *shape), endpoint=True)
-    values = np.ldexp(codes.astype(np.float64), network.grid.lsb)
     try:
+        values = some_inputs(network, 2, np.random.default_rng(0))
         wanted = _flat(network, next(iter(graph.execute(network.file, values).values())))
         moved = np.ldexp(wire_codes(network, values).astype(np.float64), network.grid.lsb)
         found = next(iter(graph.execute(network.model, moved).values())).reshape(len(moved), -1)
@@ -107,6 +109,15 @@ def _try(network: Network, path: Path) -> None:
         raise graph.GraphError("its layout cannot be changed to channels last without changing what it computes",
                                where=path, fix="quantise a tensor before it is read by several nodes, or report the "
                                                "network")  # fmt: skip
+
+
+def some_inputs(network: Network, count: int, random: np.random.Generator) -> np.ndarray:
+    """Random input values (count, ...) that a file takes: on its grid, or where the host computes something first
+    multiples of 1/256 between -1 and 2."""
+    shape = network.file.get_tensor_shape(network.file.graph.input[0].name)[1:]
+    grid = network.grid
+    low, high, lsb = (grid.min, grid.max, grid.lsb) if network.front is None else (-256, 512, -8)
+    return np.ldexp(random.integers(low, high, (count, *shape), endpoint=True).astype(np.float64), lsb)
 
 
 def refusals(model, first: NotExact) -> list[dict]:
@@ -161,11 +172,17 @@ def read_inputs(path: Path, network: Network) -> np.ndarray:
     if not len(array):
         raise VerifyError("there are no inputs: N is 0", where=path, fix="save at least one sample, better hundreds")
     grid = network.grid
+    if network.front is not None and array.dtype.kind != "f":
+        raise VerifyError(f"the inputs are integers; before it quantises, the file computes "
+                          f"{', '.join(front_operations(network.model)[:-1]) or 'signs'}", where=path,
+                          fix="save float values as the file takes them")  # fmt: skip
     if array.dtype.kind == "f":
         values = array.astype(np.float64)
         if not np.all(np.isfinite(values)):
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
             raise VerifyError(f"the inputs hold {values[at]} at {at}", where=path, fix="put finite numbers there")
+        if network.front is not None:
+            return values  # any numbers: the file itself quantises them
         codes = np.ldexp(values, -grid.lsb)
         fix = f"quantise on the host first: x = clip(rint(x * 2**{-grid.lsb}), {grid.min}, {grid.max}) * 2**{grid.lsb}"
     else:
@@ -221,8 +238,8 @@ def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=N
 
     ``say(text)`` hears what is being done. In the result: "compared" and "mismatches" codes, "modes" the same for each
     way of transferring, "first_divergence" (None where all agree), "oracle", "samples", "plan", "io", "host"
-    (operations left to it), "refused" [] and, for judging diversity, "outputs" (N, K) int64 and "census"
-    (:class:`hls.reference.Census`), which are no JSON.
+    (operations left to it), "front" (those it does before the wire), "refused" [] and, for judging diversity, "outputs"
+    (N, K) int64 and "census" (:class:`hls.reference.Census`), which are no JSON.
     Raises SlimgateError for what cannot be compared.
     """
     network = examine(path)
@@ -265,7 +282,8 @@ def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=N
                 break
     return {
         "samples": len(codes), "oracle": oracle, "modes": modes, "first_divergence": diverging, "refused": [],
-        "host": list(network.host), **{key: sum(mode[key] for mode in modes) for key in ("compared", "mismatches")},
+        "host": list(network.host), "front": front_operations(model),
+        **{key: sum(mode[key] for mode in modes) for key in ("compared", "mismatches")},
         "evidence": "simulated", "widest_accumulator": analysis.widest_accumulator,
         "plan": plan["totals"] | {"evidence": plan["evidence"]}, "io": io, "board": board.name,
         "outputs": outputs, "census": census,
@@ -275,6 +293,8 @@ def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=N
 def wire_codes(network: Network, values: np.ndarray) -> np.ndarray:
     """Values in the axis order of the file -> int64 codes in that of the wire, channels last."""
     told = json.loads(network.model.get_metadata_prop(WIRE))
+    if network.front is not None:
+        values = next(iter(graph.execute(network.front, values).values())).astype(np.float64)
     codes = np.ldexp(values, -network.grid.lsb).astype(np.int64)
     codes = codes.reshape(-1, *told.get("shape", codes.shape[1:])).transpose(told["axes"])
     # one dimension is carried as a picture of height 1

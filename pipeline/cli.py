@@ -334,6 +334,8 @@ def _verify(args) -> int:
     else:
         print(f"{found['compared']:,} codes compared, {mismatches:,} differ: {found['samples']:,} samples, "
               f"C simulation for {found['board']} against {found['oracle']}")  # fmt: skip
+        if found["front"]:
+            print(f"left to the host before the wire: {', '.join(found['front'])}")
         if found["host"]:
             print(f"left to the host: {', '.join(found['host'])}")
         print(f"diversity: {detail}" if diverse else f"warning: this proves little: {detail}")

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from boards.errors import SlimgateError
 from hls import graph
 from hls.reference import Reference
-from hls.verify import examine, wire_codes
+from hls.verify import examine, some_inputs, wire_codes
 
 KINDS = ("truncated", "bytes flipped", "bytes overwritten", "field changed", "random graph")
 DOMAIN = "qonnx.custom_op.general"
@@ -186,9 +186,8 @@ def _compare(network) -> tuple[str, str]:
     """Reference and qonnx on random codes of a graph that was understood."""
     if not network.analysis.float32_exact:
         return "understood", "float32 is not exact for it"
-    shape = network.file.get_tensor_shape(network.file.graph.input[0].name)
     random = np.random.default_rng(0)
-    values = np.ldexp(random.integers(network.grid.min, network.grid.max + 1, (4, *shape[1:])), network.grid.lsb)
+    values = some_inputs(network, 4, random)
     executed = next(iter(graph.execute(network.file, values).values()))
     codes, lsb = Reference(network.model, network.analysis).run(wire_codes(network, values))
     executed = np.moveaxis(executed, 1, -1) if executed.ndim > 2 else executed
