@@ -8,6 +8,7 @@ import numpy as np
 
 from boards.errors import SlimgateError
 from hls import graph, verify
+from hls.front import front_operations
 from hls.numerics import Quantizer, quantizer_of
 from pipeline import pixels
 from pipeline.datasets import elsewhere
@@ -45,6 +46,12 @@ def examine(path: Path, board=None) -> Imported:
     """Check a file and its conditions of exactness. Raises GraphError, Refused or ImportProblem."""
     network = verify.examine(path)
     model = network.model
+    if before := front_operations(model):
+        raise ImportProblem(
+            f"its codes come from {', '.join(before)}, which a board cannot be handed",
+            where=path, fix="export the network from its first quantizer on and give the arithmetic before it as "
+                            "--input-range, --mean and --std; `slimgate verify` takes it as it is",
+        )  # fmt: skip
     [first, *_] = model.find_consumers(model.graph.input[0].name)
     if first.op_type != "Quant":
         raise ImportProblem(
