@@ -279,7 +279,8 @@ def memory_bram18(bits: int, depth: int) -> int:
 
 def weight_memory(layer: LayerSpec, target: Target) -> tuple[int, int]:
     """(bits per word, BRAM18) of a layer's weights: the Resource strategy reads all multipliers' weights as one word,
-    ``reuse_factor`` words deep. Up to 1 kbit lies in LUTs (from 2019.2 on). Latency has no weight memory."""
+    ``reuse_factor`` words deep. Up to 1 kbit lies in LUTs (from 2019.2 on). Latency has no weight memory. UltraRAM
+    cannot be given contents before Versal (UG573), so no weights lie in it."""
     if layer.parts:
         pairs = [weight_memory(part, target) for part in layer.parts]
         return sum(p[0] for p in pairs), sum(p[1] for p in pairs)
@@ -678,7 +679,8 @@ def top_terms(layers: Iterable[LayerSpec], target: Target) -> dict[str, dict[str
 
 PLATFORM = {"lut": (2000.0, 1400.0, 4000.0), "ff": (3500.0, 3100.0, 6500.0), "dsp": (0.0, 0.0, 0.0),
             "bram18": (8.0, 4.0, 10.0)}
-"""AXI DMA and interconnect on a Zynq-7000 block design: (typical, least, most) as placed (INDEX, pattern 13)."""
+"""AXI DMA and interconnect on a Zynq-7000 block design: (typical, least, most) as placed (INDEX, pattern 13). Taken for
+UltraScale+ too, where no published system tells them apart from the network."""
 
 
 @dataclass(frozen=True)
@@ -841,6 +843,8 @@ def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = Fa
     if len(set(names)) != len(names):
         raise CostError(f"two layers are called {max(names, key=names.count)!r}")
     why, kind = extrapolated(layers, target), traits(layers, target)
+    if platform and target.family != "zynq7":
+        why += (f"platform of {target.family}: DMA and interconnect as on Zynq-7000",)
     evidence, widen = ("estimated (extrapolated)", WIDEN) if why else ("estimated", 1.0)
     rows: dict[str, dict] = {}
     sums = {"hls": dict.fromkeys(QUANTITIES, 0.0), "implemented": dict.fromkeys(QUANTITIES, 0.0)}

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hls import cost
+from boards import board as boards
+from hls import cost, estimator
 from hls.cost import CostError, LayerSpec, Target
 from hls.plan import legal_reuse_factors
 
@@ -230,6 +231,34 @@ def test_more_multipliers_than_dsps_become_luts():
 ])
 def test_part_families(part, family):
     assert cost.family_of(part) == family
+
+
+def test_bipolar_layers_cost_less_than_those_of_four_bits_and_are_extrapolated():
+    for strategy, factor in (("resource", 72), ("latency", 1)):
+        lut = []
+        for bits in (1, 2, 4):
+            live = None if strategy == "resource" else 288
+            found = cost.estimate([conv(bits=bits, factor=factor, strategy=strategy, nonzeros=live)], OURS)
+            lut.append(found.totals["lut"]["hls"]["value"])
+            assert found.evidence == "estimated (extrapolated)" and found.totals["dsp"]["hls"]["value"] == 0
+        assert lut == sorted(set(lut))
+
+
+@pytest.mark.parametrize("name", boards.names())
+def test_every_board_has_a_family_and_its_parts_own_resources(name):
+    """Published for the part, and written in the board's file: the same DSP48 blocks; no weights in UltraRAM."""
+    board = boards.load(name)
+    family = cost.family_of(board.part)
+    assert family == ("ultrascale+" if board.ps == "zynqmp" else "zynq7")
+    part = max((p for p in estimator.DSP_BLOCKS if board.part.startswith(p)), key=len)
+    assert estimator.DSP_BLOCKS[part] == board.resources["dsp"]
+    # 27 bits fit one port of an UltraScale+ DSP, 25 of a 7 series one
+    assert cost.dsp_per_product(27, 18, family) == (1 if family == "ultrascale+" else 2)
+    target = Target(family, 10.0, dsp_available=board.resources["dsp"])
+    found = cost.estimate([dense(512, 10, 512, name="d")], target, platform=True)
+    assert found.totals["bram18"]["hls"]["value"] > 0 and "uram" not in found.totals
+    # the platform's figures were read off Zynq-7000 systems
+    assert any("platform" in why for why in found.why) == (family != "zynq7")
 
 
 @pytest.mark.parametrize("wrong", [
