@@ -2,7 +2,7 @@
 
 What comes out computes the same function on integers (tests run both with qonnx): grouped, depthwise and dilated
 convolutions become dense ones with zero weights, an average over 2**k pixels a convolution by 2**-k, a multiplication
-by powers of two one by a diagonal, 1-D pictures 2-D ones of height 1;
+by powers of two one by a diagonal (over another number of pixels: their sum, divided), 1-D pictures 2-D ones of height 1;
 weights with one power-of-two scale per channel, or of -1 and +1, become codes on one grid. What is not exact is left as
 it stands, for :mod:`hls.numerics` to refuse by name.
 """
@@ -40,6 +40,7 @@ def lower(model, layers: str):
     _pads_into_convolutions(model)
     _averages(model)
     _multiplications(model)
+    _flatten_early(model)
     _plain_constants(model, layers)
     drop_unread(model)
     return model
@@ -237,8 +238,8 @@ def _to_two_dimensions(model) -> None:
     flat = {n for n in moving if len(model.get_tensor_shape(n) or []) == 3}
     if model.graph.input[0].name not in flat:
         return
-    known = {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Quant", "BipolarQuant", "Add", "Mul",
-             "BatchNormalization", "Flatten", "Reshape", "Squeeze", "Concat", "Pad", "Resize"}  # fmt: skip
+    known = {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Quant", "BipolarQuant", "Trunc", "Add",
+             "Mul", "Sub", "Div", "BatchNormalization", "Flatten", "Reshape", "Squeeze", "Concat", "Pad", "Resize"}  # fmt: skip
     nodes = [n for n in model.graph.node if flat & {*n.input, *n.output}]
     if any(n.op_type not in known or (n.op_type == "Reshape" and n.output[0] in flat) for n in nodes):
         return
@@ -258,7 +259,7 @@ def _to_two_dimensions(model) -> None:
             model.set_initializer(node.input[2], np.insert(model.get_initializer(node.input[2]), 2, 1))
         if node.op_type == "Conv":
             parameters.add(node.input[1])
-        elif node.op_type in ("Quant", "BipolarQuant", "Add", "Mul"):
+        elif node.op_type in ("Quant", "BipolarQuant", "Trunc", "Add", "Mul", "Sub", "Div"):
             parameters |= {i for i in node.input if i not in moving}
     for name in parameters:
         while model.get_initializer(name) is None:
@@ -418,19 +419,34 @@ def _averages(model) -> None:
             axes = options.get("axes")
             if node.op_type == "ReduceMean" and axes is None and len(node.input) > 1:
                 axes = model.get_initializer(node.input[1])
-            if node.op_type == "ReduceMean" and (axes is None or sorted(int(a) % 4 for a in axes) != [2, 3]
-                                                 or not options.get("keepdims", 1)):
+            if node.op_type == "ReduceMean" and (axes is None or sorted(int(a) % 4 for a in axes) != [2, 3]):
                 continue
             kernel = shape[2:]
+            if not options.get("keepdims", 1):  # what is left of the axes is taken away behind it
+                kept = f"{node.name}_kept"
+                squeeze = helper.make_node("Flatten", [kept], [node.output[0]], name=f"{node.name}_flat", axis=1)
+                model.graph.node.insert(list(model.graph.node).index(node) + 1, squeeze)
+                node.output[0] = kept
+                model.set_tensor_shape(kept, [*shape[:2], 1, 1])
         elif (options.get("auto_pad", b"NOTSET") != b"NOTSET" or options.get("ceil_mode")
               or any(d != 1 for d in options.get("dilations", [1]))
               or (any(pads) and not options.get("count_include_pad"))):
             continue
-        if log2_exact(math.prod(kernel)) is None:
-            raise NotExact(node.name, f"an average over {math.prod(kernel)} values is no binary fraction",
-                           "average over 2, 4, 8, ... pixels")
-        weights = _diagonal(shape[1], 1 / math.prod(kernel), kernel)
-        _convolution(model, node, node.input[0], weights, strides=strides, pads=pads)
+        count = math.prod(kernel)
+        if log2_exact(count) is not None:
+            _convolution(model, node, node.input[0], _diagonal(shape[1], 1 / count, kernel), strides=strides, pads=pads)
+            continue
+        # onnxruntime divides the sum, which is exact: so does a Div, for the thresholds of a quantiser to take in
+        mean, total = node.output[0], f"{node.name}_sum"
+        after = model.get_tensor_shape(mean)
+        node.output[0] = total
+        if not _convolution(model, node, node.input[0], _diagonal(shape[1], 1.0, kernel), strides=strides, pads=pads):
+            raise NotExact(node.name, "its sums cannot be written as a convolution", "report the network")
+        made = next(n for n in model.graph.node if n.output[0] == total)
+        model.set_tensor_shape(total, after)
+        model.set_initializer(f"{node.name}_count", np.array(count, np.float32))
+        divide = helper.make_node("Div", [total, f"{node.name}_count"], [mean], name=f"{node.name}_mean")
+        model.graph.node.insert(list(model.graph.node).index(made) + 1, divide)
 
 
 def _multiplications(model) -> None:
@@ -456,6 +472,35 @@ def _multiplications(model) -> None:
             made = helper.make_node("MatMul", [source, name], [node.output[0]], name=node.name)
             model.graph.node.insert(list(model.graph.node).index(node), made)
             model.graph.node.remove(node)
+
+
+def _flatten_early(model) -> None:
+    """Pictures of one pixel become vectors in front of what waits for a quantiser, so that this stands behind it."""
+    waiting = ("Div", "Mul", "Add", "Sub", "BatchNormalization", "Relu")
+    changed = True
+    while changed:
+        changed = False
+        for node in [n for n in model.graph.node if n.op_type in ("Flatten", "Reshape", "Squeeze")]:
+            before, shape = model.find_producer(node.input[0]), model.get_tensor_shape(node.input[0])
+            if (before is None or before.op_type not in waiting or len(shape) != 4 or shape[2:] != [1, 1]
+                    or len(model.get_tensor_shape(node.output[0])) != 2 or len(model.find_consumers(node.input[0])) > 1
+                    or before.input[0] not in _moving(model)
+                    or any(model.get_initializer(name) is None for name in before.input[1:])):
+                continue
+            for index, name in enumerate(before.input[1:], 1):
+                constant = model.get_initializer(name)
+                model.set_initializer(f"{before.name}_flat{index}", constant.reshape(-1) if constant.size > 1 else
+                                      constant.reshape(()) if before.op_type != "BatchNormalization" else constant)
+                before.input[index] = f"{before.name}_flat{index}"
+            flat = f"{before.name}_flattened"
+            node.input[0], before.input[0], before.output[0], node.output[0] = (
+                before.input[0], flat, node.output[0], flat)  # fmt: skip
+            model.set_tensor_shape(flat, shape[:2])
+            place = list(model.graph.node).index(before)
+            moved = helper.make_node("Flatten", [node.input[0]], [flat], name=node.name, axis=1)
+            model.graph.node.remove(node)
+            model.graph.node.insert(place, moved)
+            changed = True
 
 
 def _plain_constants(model, layers: str) -> None:

@@ -503,6 +503,30 @@ OPERATORS: dict[str, Callable] = {
 }
 
 
+#: Why an operation that is carried elsewhere, or in other hands, is refused where it stands: (reason, fix).
+_FOLLOWED = ("no quantiser follows it that could take it in",
+             "put a quantiser of at most 8 bits (QuantIdentity, QuantReLU) right behind it, or let one layer alone read it")
+_LAST = ("it is not the last operation, over the classes", "put it at the end of the network, over axis 1")
+_REFUSED = {
+    **dict.fromkeys(("BatchNormalization", "Mul", "Div", "Sub", "BipolarQuant"), _FOLLOWED),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "ArgMax", "TopK"), _LAST),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"),
+                    ("only averages over pixels with all of a window inside the picture are carried",
+                     "average over height and width, without padding or with count_include_pad")),
+    "Trunc": ("its zero point is not 0, its scale not a power of two, or it keeps more than 8 bits",
+              "use a symmetric quantiser with a power-of-two scale and keep at most 8 bits"),
+}  # fmt: skip
+
+
+def unknown_operation(node) -> NotExact:
+    """The refusal of a node that is none of :data:`OPERATORS`."""
+    told = f"operation {node.op_type} is not carried exactly"
+    if node.op_type not in _REFUSED:
+        return NotExact(node.name, told, f"operations that are: {', '.join(sorted(OPERATORS))}")
+    reason, fix = _REFUSED[node.op_type]
+    return NotExact(node.name, f"{told} here: {reason}", fix)
+
+
 def analyze(model) -> Analysis:
     """Walk a prepared graph (:func:`hls.graph.prepare`); raise :class:`NotExact` at the first node that is refused."""
     analysis = Analysis()
@@ -514,8 +538,7 @@ def analyze(model) -> Analysis:
     for node in model.graph.node:
         operator = OPERATORS.get(node.op_type)
         if operator is None:
-            raise NotExact(node.name, f"operation {node.op_type} is not carried exactly",
-                           f"operations that are: {', '.join(sorted(OPERATORS))}")
+            raise unknown_operation(node)
         analysis.tensors[node.output[0]] = operator(model, node, analysis)
     for output in model.graph.output:
         if output.name not in analysis.tensors:

@@ -6,6 +6,8 @@ MultiThreshold node of QONNX and exact by construction. A channel that falls ins
 signs of its weights turned round first. A chain that does not end in a quantiser is left, and refused later.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from onnx import TensorProto, helper
 from qonnx.core.modelwrapper import ModelWrapper
@@ -18,6 +20,8 @@ from hls.numerics import FLOAT32_EXACT, OPERATORS, Analysis, Fixed, NotExact, lo
 MOST_VALUES = 2**24
 #: Comparators of one channel; an 8-bit quantiser has 255.
 MOST_STEPS = 255
+#: Nodes that end a chain.
+QUANTIZERS = ("Quant", "BipolarQuant", "Trunc")
 _FLOATING = ("BatchNormalization", "Mul", "Div", "Add", "Sub", "Relu")
 
 
@@ -63,7 +67,7 @@ def _chain(model, node) -> list | None:
     found = []
     while True:
         found.append(node)
-        if node.op_type in ("Quant", "BipolarQuant"):
+        if node.op_type in QUANTIZERS:
             return found
         if node.op_type not in _FLOATING or any(model.get_initializer(name) is None for name in node.input[1:]):
             return None
@@ -73,26 +77,38 @@ def _chain(model, node) -> list | None:
         node = readers[0]
 
 
-def _levels(model, node) -> tuple[float, float, int] | None:
-    """(lowest value, step, number of steps) of a quantiser."""
+@dataclass(frozen=True)
+class _Levels:
+    """What a quantiser's results are: ``base + n * step``, n from 0 to ``steps``; base and steps None where it does not
+    say itself."""
+
+    step: float
+    base: float | None
+    steps: int | None
+
+
+def _levels(model, node) -> _Levels | None:
+    parameters = [model.get_initializer(name) for name in node.input[1:]]
+    if any(p is None or np.size(p) != 1 for p in parameters):
+        return None
+    numbers = [float(np.ravel(p)[0]) for p in parameters]
     if node.op_type == "BipolarQuant":
-        scale = model.get_initializer(node.input[1])
-        if scale is None or np.size(scale) != 1 or log2_exact(float(np.ravel(scale)[0])) is None:
-            return None
-        return -float(np.ravel(scale)[0]), 2 * float(np.ravel(scale)[0]), 1
+        return None if log2_exact(numbers[0]) is None else _Levels(2 * numbers[0], -numbers[0], 1)
+    if node.op_type == "Trunc":
+        # inputs of version 1: scale, zero point, bits, bits after; of version 2: ..., scale after, bits after
+        step = numbers[3] if len(numbers) == 5 else numbers[0]
+        return None if numbers[1] != 0 or log2_exact(step) is None else _Levels(step, None, None)
     try:
         quantizer = quantizer_of(model, node)
     except NotExact:
         return None
-    if quantizer.hi - quantizer.lo > MOST_STEPS:
-        return None
-    return quantizer.lo * 2.0**quantizer.lsb, 2.0**quantizer.lsb, quantizer.hi - quantizer.lo
+    return _Levels(2.0**quantizer.lsb, quantizer.lo * 2.0**quantizer.lsb, quantizer.hi - quantizer.lo)
 
 
 def _replace(model, first, source: Fixed) -> bool:
     chain = _chain(model, first)
     levels = chain and _levels(model, chain[-1])
-    if not levels or max(source.max, -source.min) + 1 >= FLOAT32_EXACT:
+    if not levels or (levels.steps or 0) > MOST_STEPS or max(source.max, -source.min) + 1 >= FLOAT32_EXACT:
         return False
     shape = model.get_tensor_shape(first.input[0])
     low, high = (np.broadcast_to(np.ravel(b), shape[-1]) for b in (source.lo, source.hi))
@@ -103,8 +119,11 @@ def _replace(model, first, source: Fixed) -> bool:
     values = _evaluate(model, chain, np.ldexp(codes.astype(np.float64), source.lsb))
     if values is None:
         return False
-    base, step, steps = levels
-    counts = np.round((values.astype(np.float64) - base) / step).astype(np.int64)
+    base = float(values.min()) if levels.base is None else levels.base
+    counts = np.round((values.astype(np.float64) - base) / levels.step).astype(np.int64)
+    steps = int(counts.max()) if levels.steps is None else levels.steps
+    if steps > MOST_STEPS or steps < 1:
+        return False
     change = np.diff(counts, axis=0)
     falling = np.any(change < 0, axis=0)
     if np.any(falling & np.any(change > 0, axis=0)):
@@ -119,7 +138,7 @@ def _replace(model, first, source: Fixed) -> bool:
     name = f"{last.name}_thresholds"
     model.set_initializer(name, np.ldexp(thresholds.astype(np.float64), source.lsb).astype(np.float32))
     made = helper.make_node("MultiThreshold", [first.input[0], name], [last.output[0]], name=f"{last.name}_levels",
-                            domain=QUANT_DOMAIN, out_dtype="INT32", out_scale=float(step), out_bias=float(base),
+                            domain=QUANT_DOMAIN, out_dtype="INT32", out_scale=levels.step, out_bias=base,
                             data_layout={2: "NC", 4: "NHWC"}[len(shape)])  # fmt: skip
     place = list(model.graph.node).index(first)
     for node in chain:
@@ -145,11 +164,12 @@ def _evaluate(model, chain: list, values: np.ndarray) -> np.ndarray | None:
         name = f"chain_{index}"
         made = helper.make_node(node.op_type, inputs, [name], name=name)
         made.attribute.extend(a for a in node.attribute if a.name not in ("data_layout", "training_mode"))
-        made.domain = QUANT_DOMAIN if node.op_type in ("Quant", "BipolarQuant") else ""
+        made.domain = QUANT_DOMAIN if node.op_type in QUANTIZERS else ""
         nodes.append(made)
     info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, values.shape) for n in ("chain_in", name)]
     graph = helper.make_graph(nodes, "chain", info[:1], info[1:])
-    opsets = [helper.make_opsetid(QUANT_DOMAIN, 2), helper.make_opsetid("", 20)]
+    version = {entry.domain: entry.version for entry in model.model.opset_import}.get(QUANT_DOMAIN, 1)
+    opsets = [helper.make_opsetid(QUANT_DOMAIN, version), helper.make_opsetid("", 20)]  # a Trunc means two things
     small = ModelWrapper(helper.make_model(graph, opset_imports=opsets, ir_version=10))
     for parameter, constant in constants.items():
         small.set_initializer(parameter, constant)

@@ -137,8 +137,7 @@ def refusals(model, first: NotExact) -> list[dict]:
             elif lost and node.op_type in numerics.OPERATORS:
                 unknown |= set(node.output)
             elif node.op_type not in numerics.OPERATORS:
-                raise NotExact(node.name, f"operation {node.op_type} is not carried exactly",
-                               f"operations that are: {', '.join(sorted(numerics.OPERATORS))}")  # fmt: skip
+                raise numerics.unknown_operation(node)
             else:
                 analysis.tensors[node.output[0]] = numerics.OPERATORS[node.op_type](model, node, analysis)
         except NotExact as error:

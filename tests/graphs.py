@@ -29,6 +29,7 @@ class Net:
     def __init__(self, shape=(3, 4, 4), *, bits=8, lsb=None, signed=False, samples=16, seed=0):
         self.random = np.random.default_rng(seed)
         self.shape, self.nodes, self.constants = tuple(shape), [], {}
+        self.opset, self.qonnx = 20, 2  # versions of the operations
         self.values: dict[str, torch.Tensor] = {}
         self._shared: dict[tuple, str] = {}
         lsb = -bits if lsb is None else lsb
@@ -210,7 +211,7 @@ class Net:
             sides[1:],
             [onnx.numpy_helper.from_array(v, n) for n, v in self.constants.items()],
         )
-        opsets = [helper.make_opsetid(DOMAIN, 2), helper.make_opsetid("", 20)]
+        opsets = [helper.make_opsetid(DOMAIN, self.qonnx), helper.make_opsetid("", self.opset)]
         self.proto = helper.make_model(made, opset_imports=opsets, ir_version=10)
         return self
 

@@ -69,6 +69,31 @@ class Wide(Net):
         value = pool(self.values[x], tuple(kernel), tuple(strides))
         return self.node("AveragePool", [x], value, kernel_shape=list(kernel), strides=list(strides))
 
+    def mean(self, x, *, keepdims=True, attribute=False) -> str:
+        """ReduceMean over the pixels, its axes an input, or an attribute as before opset 18."""
+        value = self.values[x].mean((2, 3), keepdim=keepdims)
+        if attribute:
+            self.opset = 17
+            return self.node("ReduceMean", [x], value, axes=[2, 3], keepdims=int(keepdims))
+        self.constants["pixels"] = np.array([-1, 2], np.int64)
+        return self.node("ReduceMean", [x, "pixels"], value, keepdims=int(keepdims))
+
+    def trunc(self, x, lsb, bits, after, *, version=2, rounding="FLOOR", signed=False) -> str:
+        """Trunc as qonnx defines it: to ``after`` bits of ``bits``, its codes on the old scale (version 1) or a new."""
+        codes = torch.round(torch.ldexp(self.values[x], torch.tensor(-lsb)))
+        codes = torch.ldexp(codes, torch.tensor(after - bits))
+        codes = {"FLOOR": torch.floor, "ROUND": torch.round}[rounding](codes)
+        scale, up = self.constant(2.0**lsb), bits - after
+        inputs = [x, scale, self.constant(0.0), self.constant(float(bits))]
+        if version == 2:
+            inputs.append(self.constant(2.0 ** (lsb + up)))
+            codes = codes.clamp(-(2 ** (after - 1)) if signed else 0, 2 ** (after - signed) - 1)
+        options = {"signed": int(signed), "narrow": 0} if version == 2 else {}
+        value = torch.ldexp(codes, torch.tensor(lsb + up * (version == 2)))
+        self.qonnx = version
+        return self.node("Trunc", [*inputs, self.constant(float(after))], value, domain=DOMAIN, rounding_mode=rounding,
+                         **options)  # fmt: skip
+
     def global_average(self, x) -> str:
         axes = tuple(range(2, self.values[x].dim()))
         return self.node("GlobalAveragePool", [x], self.values[x].mean(axes, keepdim=True))
@@ -194,6 +219,43 @@ def global_average_pool():
     net = picture((2, 4, 4))
     x = net.global_average(net.body(net.convolve(net.input, 3, (3, 3), pads=[1] * 4)))
     return net.head(net.quant(x, 6, signed=False), 3)
+
+
+@case
+def average_of_nine():
+    """Windows of nine and six, then of two by five: what is rounded is the exact quotient."""
+    net = picture((2, 7, 5))
+    x = net.quant(net.average(net.body(net.convolve(net.input, 3, (1, 1))), (3, 3), (2, 1)), 5, -6, signed=False)
+    return net.head(net.quant(net.average(x, (3, 2), (1, 1)), 4, -5, rounding="FLOOR", signed=False))
+
+
+@case
+def average_over_all_pixels():
+    """Three ways to write it; a Flatten stands between the average and its quantiser."""
+    net = picture((2, 3, 5), signed=True)
+    x = net.quant(net.convolve(net.input, 3, (1, 1)), 5)
+    parts = [net.quant(net.flatten(net.global_average(x)), 6, -6), net.quant(net.mean(x, keepdims=False), 5, -4),
+             net.relu_quant(net.flatten(net.mean(x)), 6, -7)]  # fmt: skip
+    parts = [net.quant(net.dense(part, 3, name=f"part{n}"), 6, -4) for n, part in enumerate(parts)]
+    return net.finish(net.add(net.add(*parts[:2]), parts[2]))
+
+
+@case
+def truncated_average():
+    """What Brevitas exports of a TruncAvgPool2d: the average, times the pixels again, and Trunc."""
+    net = picture((2, 6, 6))
+    x = net.body(net.convolve(net.input, 3, (1, 1)), 4)
+    lsb = int(np.log2(net.constants[net.nodes[-1].input[1]]))
+    x = net.times(net.average(x, (3, 3)), 9.0)
+    return net.head(net.trunc(x, lsb, 8, 5))
+
+
+@case
+def truncation_of_version_one():
+    net = picture((2, 4, 4), signed=True)
+    x = net.quant(net.convolve(net.input, 3, (1, 1)), 6, -5)
+    x = net.trunc(net.times(net.average(x, (2, 2)), 4.0), -5, 8, 5, version=1, rounding="ROUND")
+    return net.head(x)
 
 
 @case
@@ -477,6 +539,12 @@ def test_the_host_is_told_what_it_runs():
     assert model.graph.node[-1].op_type == "Add"
 
 
+def test_axes_that_are_an_attribute():
+    net = picture((2, 3, 5))
+    x = net.mean(net.body(net.convolve(net.input, 3, (1, 1))), attribute=True)
+    same_function(net.head(net.quant(x, 5, -7)), prepared(net))
+
+
 def test_names_of_layers_survive_the_rewriting():
     net = picture((2, 3, 3))
     x = net.body(net.convolve(net.input, 4, (2, 2), group=2, name="block.depthwise"))
@@ -510,9 +578,16 @@ def norm_before_sixteen_bits():
     return net.head(net.quant(net.norm(net.convolve(net.input, 2, (1, 1))), 16))
 
 
-def average_over_nine():
+def average_of_nine_unquantized():
     net = picture((2, 6, 6))
-    return net.head(net.quant(net.average(net.body(net.convolve(net.input, 2, (1, 1))), (3, 3)), 4))
+    return net.head(net.average(net.body(net.convolve(net.input, 2, (1, 1))), (3, 3)))
+
+
+def truncation_with_a_zero_point():
+    net = picture((2, 4, 4))
+    x = net.trunc(net.body(net.convolve(net.input, 2, (1, 1)), 4), -5, 4, 3)
+    net.nodes[-1].input[2] = net.constant(3.0)
+    return net.head(x)
 
 
 def multiplication_by_three():
@@ -568,7 +643,8 @@ def addition_that_spreads():
         (norm_at_the_output, "BatchNormalization", ""),
         (norm_before_an_addition, "BatchNormalization", ""),
         (norm_before_sixteen_bits, "BatchNormalization", ""),
-        (average_over_nine, "AveragePool", ""),
+        (average_of_nine_unquantized, "Div", "no quantiser follows it"),
+        (truncation_with_a_zero_point, "Trunc", "its zero point is not 0"),
         (multiplication_by_three, "Mul", ""),
         (dilated_pool, "MaxPool", "dilated max pooling"),
         (upsample_bilinear, "Resize", "does not repeat every pixel a whole number of times (linear"),
