@@ -21,6 +21,7 @@ import jinja2
 import numpy as np
 
 from boards.errors import SlimgateError
+from hls import scales
 from hls.graph import data_tensors, input_shape
 from hls.numerics import (
     Analysis,
@@ -49,7 +50,8 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
     """Write the project for a prepared graph into ``folder``; return the wire description (``io.json``).
 
     ``folder/firmware`` holds hls4ml's C++ with the weights inside, ``folder`` the wrapper, ``layers.json`` which stream
-    carries which tensor, ``hls.tcl`` what Vitis HLS runs. Deterministic: equal input gives equal bytes.
+    carries which tensor, ``hls.tcl`` what Vitis HLS runs. "factor" of a side: what real values are more than
+    ``code * 2**scale_log2``, where a scale is no power of two. Deterministic: equal input gives equal bytes.
     """
     installed = version("hls4ml")
     if installed != HLS4ML_VERSION:
@@ -562,6 +564,7 @@ def _write_wrapper(graph, model, analysis: Analysis, plan: dict, part: str, fold
         "samples_in_flight": 4 + 2 * len(graph.get_layers()),
     }
     render(("slimgate_axis.h", "slimgate_axis.cpp", "hls.tcl"), values, folder)
+    before, after = scales.factors(model)
     beats = lambda count, size: -(-count * size // BEAT_BYTES)  # noqa: E731
     return {
         "beat_bytes": BEAT_BYTES,
@@ -572,6 +575,7 @@ def _write_wrapper(graph, model, analysis: Analysis, plan: dict, part: str, fold
             "container_bytes": in_bytes,
             "scale_log2": _fixed_of(input_type)[0],
             "beats": beats(math.prod(in_shape), in_bytes),
+            **({} if before == 1 else {"factor": before}),
         },
         "output": {
             "shape": shape,
@@ -580,6 +584,7 @@ def _write_wrapper(graph, model, analysis: Analysis, plan: dict, part: str, fold
             "container_bytes": out_bytes,
             "scale_log2": lsb,
             "beats": beats(math.prod(shape), out_bytes),
+            **({} if after == 1 else {"factor": after}),
         },
         "design_digest": digest(folder),
     }

@@ -1,8 +1,8 @@
 """Operations that hardware does not have, written with those it has: an exact rewriting of a cleaned NCHW graph.
 
 What comes out computes the same function on integers (tests run both with qonnx): grouped, depthwise and dilated
-convolutions become dense ones with zero weights, an average over 2**k pixels a convolution by 2**-k, a multiplication
-by powers of two one by a diagonal (over another number of pixels: their sum, divided), 1-D pictures 2-D ones of height 1;
+convolutions become dense ones with zero weights, an average over 2**k pixels a convolution by 2**-k (over another
+number: their sum, divided), a multiplication by powers of two one by a diagonal, 1-D pictures 2-D ones of height 1;
 weights with one power-of-two scale per channel, or of -1 and +1, become codes on one grid. What is not exact is left as
 it stands, for :mod:`hls.numerics` to refuse by name.
 """
@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qonnx.custom_op.general.quant import quant
 
 from hls.numerics import FLOAT32_EXACT, NotExact, attributes, grid_of, log2_exact
+from hls.scales import pull_scales
 
 QUANT_DOMAIN = "qonnx.custom_op.general"
 #: Metadata key: what the host does behind the network (:func:`host_operations`).
@@ -41,6 +42,7 @@ def lower(model, layers: str):
     _averages(model)
     _multiplications(model)
     _flatten_early(model)
+    _pull_scales(model, layers)
     _plain_constants(model, layers)
     drop_unread(model)
     return model
@@ -239,7 +241,8 @@ def _to_two_dimensions(model) -> None:
     if model.graph.input[0].name not in flat:
         return
     known = {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Quant", "BipolarQuant", "Trunc", "Add",
-             "Mul", "Sub", "Div", "BatchNormalization", "Flatten", "Reshape", "Squeeze", "Concat", "Pad", "Resize"}  # fmt: skip
+             "Mul", "Sub", "Div", "BatchNormalization", "Flatten", "Reshape", "Squeeze", "Concat", "Pad",
+             "Resize"}  # fmt: skip
     nodes = [n for n in model.graph.node if flat & {*n.input, *n.output}]
     if any(n.op_type not in known or (n.op_type == "Reshape" and n.output[0] in flat) for n in nodes):
         return
@@ -501,6 +504,18 @@ def _flatten_early(model) -> None:
             model.graph.node.remove(node)
             model.graph.node.insert(place, moved)
             changed = True
+
+
+def _pull_scales(model, layers: str) -> None:
+    names = json.loads(model.get_metadata_prop(layers) or "{}")
+
+    def renamed(old: str, codes: np.ndarray) -> None:
+        key = fingerprint(_root(model, old))
+        if key in names:
+            names[fingerprint(codes.astype(np.float32))] = names[key]
+
+    pull_scales(model, _moving, new_constant, renamed)
+    model.set_metadata_prop(layers, json.dumps(names))
 
 
 def _plain_constants(model, layers: str) -> None:

@@ -135,6 +135,9 @@ class Quantizer:
 
 # --------------------------------------------------------------------------- reading nodes
 
+_FIXED_POINT = ("use fixed-point quantisers (Brevitas: Int8WeightPerTensorFixedPoint, Uint8ActPerTensorFixedPoint), or "
+                "restrict_scaling_type = POWER_OF_TWO")
+
 
 def attributes(node) -> dict:
     """The attributes of an ONNX node as plain Python values."""
@@ -143,8 +146,9 @@ def attributes(node) -> dict:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-def quantizer_of(model, node) -> Quantizer:
-    """Read a Quant node; refuse what has no exact integer meaning.
+def quantizer_of(model, node, *, any_scale: bool = False) -> Quantizer:
+    """Read a Quant node; refuse what has no exact integer meaning. ``any_scale``: take a scale that is no power of two
+    as the next below.
 
     QONNX writes an empty string for attributes that are zero when it cleans a graph, hence ``bool(...)``.
     """
@@ -160,11 +164,11 @@ def quantizer_of(model, node) -> Quantizer:
         if not np.array_equal(values, np.full_like(values, np.ravel(values)[0]), equal_nan=True):
             raise NotExact(node.name, f"the {name} differs per channel",
                            "use a per-tensor quantiser (Brevitas: ...PerTensorFixedPoint)")
-    lsb = log2_exact(float(np.ravel(scale)[0]))
+    first = float(np.ravel(scale)[0])
+    lsb = math.frexp(first)[1] - 1 if any_scale and math.isfinite(first) and first > 0 else log2_exact(first)
     if lsb is None:
         raise NotExact(node.name, f"the scale {np.ravel(scale)[0]:.9g} is not a power of two",
-                       "use fixed-point quantisers (Brevitas: Int8WeightPerTensorFixedPoint, "
-                       "Uint8ActPerTensorFixedPoint), or restrict_scaling_type = POWER_OF_TWO")
+                       _FIXED_POINT)
     bits = float(np.ravel(width)[0])
     if bits != int(bits) or not 1 <= bits <= 32:
         raise NotExact(node.name, f"the bit width is {bits:g}", "use a whole bit width between 1 and 32")
@@ -505,7 +509,7 @@ OPERATORS: dict[str, Callable] = {
 
 #: Why an operation that is carried elsewhere, or in other hands, is refused where it stands: (reason, fix).
 _FOLLOWED = ("no quantiser follows it that could take it in",
-             "put a quantiser of at most 8 bits (QuantIdentity, QuantReLU) right behind it, or let one layer alone read it")
+             "put a quantiser of at most 8 bits (QuantIdentity, QuantReLU) right behind it; let nothing else read it")
 _LAST = ("it is not the last operation, over the classes", "put it at the end of the network, over axis 1")
 _REFUSED = {
     **dict.fromkeys(("BatchNormalization", "Mul", "Div", "Sub", "BipolarQuant"), _FOLLOWED),
@@ -520,6 +524,8 @@ _REFUSED = {
 
 def unknown_operation(node) -> NotExact:
     """The refusal of a node that is none of :data:`OPERATORS`."""
+    if node.doc_string:  # what :mod:`hls.scales` put here
+        return NotExact(node.name, f"{node.doc_string}, and {_FOLLOWED[0]}", f"{_FOLLOWED[1]}; or {_FIXED_POINT}")
     told = f"operation {node.op_type} is not carried exactly"
     if node.op_type not in _REFUSED:
         return NotExact(node.name, told, f"operations that are: {', '.join(sorted(OPERATORS))}")

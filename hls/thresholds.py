@@ -14,7 +14,8 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 
 from hls.lower import QUANT_DOMAIN, constant_values, new_constant
-from hls.numerics import FLOAT32_EXACT, OPERATORS, Analysis, Fixed, NotExact, log2_exact, quantizer_of
+from hls.numerics import FLOAT32_EXACT, OPERATORS, Analysis, Fixed, NotExact, quantizer_of
+from hls.scales import split
 
 #: Values of one chain, all channels together, that are evaluated at most.
 MOST_VALUES = 2**24
@@ -79,30 +80,34 @@ def _chain(model, node) -> list | None:
 
 @dataclass(frozen=True)
 class _Levels:
-    """What a quantiser's results are: ``base + n * step``, n from 0 to ``steps``; base and steps None where it does not
-    say itself."""
+    """What a quantiser's results are: ``(low + n) * step``, n from 0 to ``steps``; low and steps None where it does not
+    say itself. ``grid``: the power of two that stands for the step in hardware (:mod:`hls.scales`)."""
 
     step: float
-    base: float | None
+    grid: float
+    low: float | None
     steps: int | None
 
 
 def _levels(model, node) -> _Levels | None:
     parameters = [model.get_initializer(name) for name in node.input[1:]]
-    if any(p is None or np.size(p) != 1 for p in parameters):
+    if any(p is None or np.size(p) != 1 or not np.all(np.isfinite(p)) for p in parameters):
         return None
     numbers = [float(np.ravel(p)[0]) for p in parameters]
+    # inputs of a Trunc of version 1: scale, zero point, bits, bits after; of version 2: ..., scale after, bits after
+    step = numbers[3] if node.op_type == "Trunc" and len(numbers) == 5 else numbers[0]
+    if step <= 0:
+        return None
+    grid = 2.0 ** split(step)[1]
     if node.op_type == "BipolarQuant":
-        return None if log2_exact(numbers[0]) is None else _Levels(2 * numbers[0], -numbers[0], 1)
+        return _Levels(2 * step, 2 * grid, -0.5, 1)
     if node.op_type == "Trunc":
-        # inputs of version 1: scale, zero point, bits, bits after; of version 2: ..., scale after, bits after
-        step = numbers[3] if len(numbers) == 5 else numbers[0]
-        return None if numbers[1] != 0 or log2_exact(step) is None else _Levels(step, None, None)
+        return None if numbers[1] != 0 else _Levels(step, grid, None, None)
     try:
-        quantizer = quantizer_of(model, node)
+        quantizer = quantizer_of(model, node, any_scale=True)
     except NotExact:
         return None
-    return _Levels(2.0**quantizer.lsb, quantizer.lo * 2.0**quantizer.lsb, quantizer.hi - quantizer.lo)
+    return _Levels(step, grid, quantizer.lo, quantizer.hi - quantizer.lo)
 
 
 def _replace(model, first, source: Fixed) -> bool:
@@ -119,8 +124,9 @@ def _replace(model, first, source: Fixed) -> bool:
     values = _evaluate(model, chain, np.ldexp(codes.astype(np.float64), source.lsb))
     if values is None:
         return False
-    base = float(values.min()) if levels.base is None else levels.base
-    counts = np.round((values.astype(np.float64) - base) / levels.step).astype(np.int64)
+    results = values.astype(np.float64) / levels.step
+    low_level = float(np.round(results.min())) if levels.low is None else levels.low
+    counts = np.round(results - low_level).astype(np.int64)
     steps = int(counts.max()) if levels.steps is None else levels.steps
     if steps > MOST_STEPS or steps < 1:
         return False
@@ -138,8 +144,8 @@ def _replace(model, first, source: Fixed) -> bool:
     name = f"{last.name}_thresholds"
     model.set_initializer(name, np.ldexp(thresholds.astype(np.float64), source.lsb).astype(np.float32))
     made = helper.make_node("MultiThreshold", [first.input[0], name], [last.output[0]], name=f"{last.name}_levels",
-                            domain=QUANT_DOMAIN, out_dtype="INT32", out_scale=levels.step, out_bias=base,
-                            data_layout={2: "NC", 4: "NHWC"}[len(shape)])  # fmt: skip
+                            domain=QUANT_DOMAIN, out_dtype="INT32", out_scale=levels.grid,
+                            out_bias=low_level * levels.grid, data_layout={2: "NC", 4: "NHWC"}[len(shape)])  # fmt: skip
     place = list(model.graph.node).index(first)
     for node in chain:
         model.graph.node.remove(node)

@@ -336,6 +336,9 @@ def _verify(args) -> int:
               f"C simulation for {found['board']} against {found['oracle']}")  # fmt: skip
         if found["front"]:
             print(f"left to the host before the wire: {', '.join(found['front'])}")
+        if found["agreement"]:
+            print(f"scales that are no powers of two: {found['agreement']['equal']:,} of "
+                  f"{found['agreement']['compared']:,} codes are those of qonnx, which rounds")  # fmt: skip
         if found["host"]:
             print(f"left to the host: {', '.join(found['host'])}")
         print(f"diversity: {detail}" if diverse else f"warning: this proves little: {detail}")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boards.errors import SlimgateError
-from hls import csim, dataflow, generated, graph, numerics
+from hls import csim, dataflow, generated, graph, numerics, scales
 from hls.lower import host_operations
 from hls.reference import Reference
 from tests.graphs import DOMAIN, Net, prepared
@@ -156,6 +156,31 @@ class Wide(Net):
         shape = [1, count] + [1] * (self.values[x].dim() - 2)
         scaled = (self.values[x] - m.reshape(shape)) / torch.sqrt(v.reshape(shape) + 1e-5) * g.reshape(shape)
         return self.node("BatchNormalization", [x, *made], scaled + b.reshape(shape), epsilon=1e-5)
+
+    def rescaled(self, x, bits, scale, *, signed=True, narrow=False, name=None) -> str:
+        """A Quant of any scale, or of one for each channel; constants as well."""
+        value, scale = self._of(x), np.asarray(scale, np.float32)
+        factor = torch.from_numpy(np.asarray(scale, np.float64))
+        low, high = ((-(2 ** (bits - 1)) + narrow) if signed else 0), 2 ** (bits - signed) - 1
+        inputs = [x, self.constant(scale), self.constant(0.0), self.constant(bits)]
+        return self.node("Quant", inputs, torch.round(value / factor).clamp(low, high) * factor, domain=DOMAIN,
+                         name=name, signed=int(signed), narrow=int(narrow), rounding_mode="ROUND")  # fmt: skip
+
+    def rescaled_weights(self, shape, scale, name, bits=4) -> str:
+        limit, scale = 2 ** (bits - 1) - 1, np.asarray(scale, np.float32)
+        codes = self.random.integers(-limit, limit + 1, shape)
+        return self.rescaled(self.constant(codes * scale, f"{name}.weight"), bits, scale, narrow=True)
+
+    def rescaled_bias(self, count, scale, name) -> str:
+        """As Brevitas' Int32Bias: on the scale of the accumulator."""
+        codes, scale = self.random.integers(-40, 41, count), np.asarray(scale, np.float32)
+        return self.rescaled(self.constant(codes * scale, f"{name}.bias"), 16, scale)
+
+    def scaled_input(self, scale) -> None:
+        """The same codes at the input, on another scale."""
+        codes = torch.round(self.values["input"] / self.constants[self.nodes[0].input[1]])
+        self.values["input"] = self.values[self.input] = codes * float(np.float32(scale))
+        self.nodes[0].input[1] = self.constant(scale)
 
     def body(self, x, bits=4) -> str:
         """A quantiser that uses its range well, behind a ReLU."""
@@ -419,6 +444,31 @@ def bipolar_activations_and_weights():
 
 
 @case
+def scales_of_any_kind():
+    """Of the input, of weights (one, one for each channel), of activations; biases on the accumulator's, or on none."""
+    net = picture((2, 5, 4))
+    net.scaled_input(0.037)
+    w = net.rescaled_weights((3, 2, 2, 2), 0.019, "a")
+    bias = net.rescaled_bias(3, np.float32(0.037) * np.float32(0.019), "a")
+    x = net.conv(net.input, 3, 2, pad=0, weights=w, bias=bias)
+    x = net.pool(net.rescaled(net.relu(x), 4, 0.0113, signed=False), (2, 2), (1, 1))
+    w = net.rescaled_weights((3, 3, 2, 2), np.reshape([0.3, 0.07, 0.11], (3, 1, 1, 1)), "b")
+    x = net.rescaled(net.conv(x, 3, 2, pad=0, weights=w, bias=net.bias(3, -9, "b")), 5, 0.0271)
+    y = net.rescaled(net.conv(x, 3, 1, pad=0, name="c", bias=None), 4, 0.0183)
+    y = net.rescaled(net.conv(y, 3, 1, pad=0, name="d", bias=None), 5, 0.0271 / 4)
+    return net.head(net.body(net.norm(net.add(x, y))))
+
+
+@case
+def scale_of_the_output():
+    """A dense layer behind a scale of its own: the host is told what its codes are."""
+    net = Wide((6,), bits=4, signed=True, samples=24)
+    x = net.rescaled(net.dense(net.input, 5, name="a"), 5, 0.043)
+    w = net.rescaled_weights((4, 5), 0.021, "b")
+    return net.finish(net.dense(x, 4, weights=w, bias=net.rescaled_bias(4, np.float32(0.043) * np.float32(0.021), "b")))
+
+
+@case
 def softmax_for_the_host():
     net = Wide((6,), bits=4, samples=12)
     x = net.dense(net.input, 4)
@@ -507,7 +557,8 @@ def same_function(net, model) -> None:
     """The prepared graph computes with qonnx what torch computed, tensor for tensor of the reference."""
     analysis = numerics.analyze(model)
     shape = graph.input_shape(model)
-    inputs = np.moveaxis(net.inputs, 1, -1).reshape(-1, *shape)
+    before, after = scales.factors(model)
+    inputs = np.moveaxis(net.inputs, 1, -1).reshape(-1, *shape) / before
     wanted = graph.execute(model, inputs, tensors=True)
     found: dict[str, tuple] = {}
 
@@ -517,7 +568,11 @@ def same_function(net, model) -> None:
     Reference(model, analysis).run(net.codes.reshape(-1, *shape), visit=visit)
     for name, (codes, lsb) in found.items():
         assert np.array_equal(np.ldexp(codes.astype(np.float64), lsb), wanted[name]), name
-    assert np.array_equal(wanted[model.graph.output[0].name].ravel(), net.outputs.ravel())
+    output, lsb = wanted[model.graph.output[0].name].ravel(), analysis.tensors[model.graph.output[0].name].lsb
+    told = net.outputs.ravel()
+    if model.get_metadata_prop(scales.SCALES):  # torch rounds codes times a scale
+        told = np.ldexp(np.rint(np.ldexp(told / after, -lsb)), lsb)
+    assert np.array_equal(output, told)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -560,6 +615,35 @@ def test_random_networks_equal_qonnx_and_torch(number):
 
 
 # ---------------------------------------------------------------------- what stays refused
+
+
+def scale_at_an_addition():
+    net = picture((2, 4, 4))
+    x, y = (net.rescaled(net.convolve(net.input, 2, (1, 1)), 4, s) for s in (0.037, 0.021))
+    return net.head(net.add(x, y))
+
+
+def scale_at_a_join():
+    net = picture((2, 4, 4))
+    x, y = (net.rescaled(net.convolve(net.input, 2, (1, 1)), 4, s) for s in (0.037, 0.021))
+    return net.head(net.concat(x, y))
+
+
+def scales_of_the_classes():
+    net = Wide((6,), bits=4)
+    w = net.rescaled_weights((3, 6), np.array([[0.3], [0.2], [0.1]]), "a")
+    return net.finish(net.dense(net.input, 3, weights=w, bias=None))
+
+
+def scale_of_sixteen_bits():
+    net = Wide((6,), bits=4)
+    return net.finish(net.dense(net.rescaled(net.dense(net.input, 3, name="a"), 16, 0.0003), 3, name="b"))
+
+
+def bias_off_the_scale_at_the_output():
+    net = Wide((6,), bits=4)
+    w = net.rescaled_weights((3, 6), 0.3, "a")
+    return net.finish(net.dense(net.input, 3, weights=w, bias=net.bias(3, -5, "a")))
 
 
 def norm_at_the_output():
@@ -646,6 +730,11 @@ def addition_that_spreads():
         (average_of_nine_unquantized, "Div", "no quantiser follows it"),
         (truncation_with_a_zero_point, "Trunc", "its zero point is not 0"),
         (multiplication_by_three, "Mul", ""),
+        (scale_at_an_addition, "Add", "the scales of what it reads are no powers of two apart"),
+        (scale_at_a_join, "Concat", "the scales of what it reads are no powers of two apart"),
+        (scales_of_the_classes, "", "the outputs of different classes have scales that are no powers of two apart"),
+        (scale_of_sixteen_bits, "Quant", "the scale 0.000300000014 is not a power of two"),
+        (bias_off_the_scale_at_the_output, "Mul", "scale 0.300000012 is not a power of two, and no quantiser"),
         (dilated_pool, "MaxPool", "dilated max pooling"),
         (upsample_bilinear, "Resize", "does not repeat every pixel a whole number of times (linear"),
         (upsample_by_one_and_a_half, "Resize", "does not repeat every pixel a whole number of times (nearest"),

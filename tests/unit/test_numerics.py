@@ -351,8 +351,8 @@ def far_scales():
 
 
 REFUSED = {
-    "scale": (activation_quant(scale=0.3), "Quant", "scale 0.300000012 is not a power of two", "FixedPoint"),
-    "weight scale": (weight_quant(scale=0.15), "Quant", "not a power of two", "Int8WeightPerTensorFixedPoint"),
+    "scale": (activation_quant(scale=0.3), "Mul", "scale 0.300000012 is not a power of two", "FixedPoint"),
+    "weight scale": (weight_quant(scale=0.15), "Mul", "not a power of two", "Int8WeightPerTensorFixedPoint"),
     "negative scale": (activation_quant(scale=-0.25), "Quant", "-0.25 is not a power of two", "FixedPoint"),
     "zero point": (activation_quant(zero_point=3.0), "Quant", "zero point is 3, not 0", "symmetric"),
     "per channel": (activation_quant(scale=[[[[0.5]], [[0.25]]]]), "Quant", "scale differs per channel", "per-tensor"),

@@ -8,8 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 
+from boards import board
 from hls import lower, verify
+from hls.reference import Reference
 from pipeline import cli
+from tests.contracts import test_operators
 from tests.graphs import Net, tiny
 
 
@@ -147,6 +150,54 @@ def test_a_softmax_inside_is_refused(tmp_path):
     net.finish(net.dense(net.quant(x, 4, signed=False), 3))
     with pytest.raises(verify.Refused, match="operation Softmax"):
         network(tmp_path, net)
+
+
+# -- scales that are no powers of two --------------------------------------------------------------------------------
+
+
+def scaled_network():
+    return test_operators.CASES["scale_of_the_output"]()
+
+
+def test_codes_of_other_scales_are_those_of_qonnx_but_where_it_rounds(tmp_path, capsys):
+    """The definition is on integers; qonnx' float32 comes to the same here. Inputs are values as a user has them."""
+    net = test_operators.CASES["scales_of_any_kind"]()
+    file = net.save(tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", inputs=net.inputs.astype(np.float32))
+    code, out, err = run(capsys, file, tmp_path / "x.npz")
+    count = f"{net.outputs.size} of {net.outputs.size}"
+    assert code == 0 and f"scales that are no powers of two: {count} codes are those of qonnx" in out, err
+    found = verify.examine(file)
+    assert not found.exact and found.factors[0] == pytest.approx(0.037 * 32, rel=1e-6) and found.factors[1] == 1
+
+
+def test_the_output_s_own_scale(tmp_path):
+    net = scaled_network()
+    found = network(tmp_path, net)
+    codes, lsb = Reference(found.model, found.analysis).run(net.codes)
+    values = np.ldexp(codes.astype(np.float64), lsb) * found.factors[1]
+    assert np.allclose(values, net.outputs, rtol=1e-6, atol=0)  # codes times the scale; torch rounds elsewhere
+    assert len(np.unique(codes)) > 20
+
+
+def test_inputs_off_a_scale_that_is_no_power_of_two(tmp_path):
+    net = test_operators.CASES["scales_of_any_kind"]()
+    found = network(tmp_path, net)
+    values = net.inputs.astype(np.float32)
+    assert np.array_equal(verify.wire_codes(found, read(tmp_path, found, x=values)), net.codes)
+    values[3, 1, 2, 0] *= np.float32(1.0001)
+    with pytest.raises(verify.VerifyError, match=r"off the grid(.|\n)*rint\(x / 0.037"):
+        read(tmp_path, found, x=np.abs(values) + np.float32(0.037) * (values == 0))
+
+
+def test_a_wrong_factor_is_seen(tmp_path, monkeypatch):
+    """The fault the comparison with qonnx is there for: codes of another network are not half the same."""
+    net = scaled_network()
+    file = net.save(tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", inputs=net.inputs)
+    monkeypatch.setattr(verify.scales, "factors", lambda model: (1.0, 1.7))
+    with pytest.raises(verify.Disagreement, match=r"only \d+ of 96 codes are those of qonnx(.|\n)*where two codes meet"):
+        verify.verify(file, tmp_path / "x.npz", board.load("pynq-z2"))
 
 
 # -- inputs ----------------------------------------------------------------------------------------------------------
