@@ -52,6 +52,12 @@ def examine(path: Path, board=None) -> Imported:
             where=path, fix="export the network from its first quantizer on and give the arithmetic before it as "
                             "--input-range, --mean and --std; `slimgate verify` takes it as it is",
         )  # fmt: skip
+    if network.scaled:
+        raise ImportProblem(
+            "scales of its input or its layers are no powers of two, by which a board cannot be handed pixels yet",
+            where=path, fix="train it with power-of-two scales (restrict_scaling_type = POWER_OF_TWO); "
+                            "`slimgate verify` takes it as it is",
+        )  # fmt: skip
     [first, *_] = model.find_consumers(model.graph.input[0].name)
     if first.op_type != "Quant":
         raise ImportProblem(

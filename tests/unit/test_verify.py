@@ -11,7 +11,7 @@ import pytest
 from boards import board
 from hls import lower, verify
 from hls.reference import Reference
-from pipeline import cli
+from pipeline import cli, imported
 from tests.contracts import test_operators
 from tests.graphs import Net, tiny
 
@@ -196,7 +196,7 @@ def test_a_wrong_factor_is_seen(tmp_path, monkeypatch):
     file = net.save(tmp_path / "net.onnx")
     np.savez(tmp_path / "x.npz", inputs=net.inputs)
     monkeypatch.setattr(verify.scales, "factors", lambda model: (1.0, 1.7))
-    with pytest.raises(verify.Disagreement, match=r"only \d+ of 96 codes are those of qonnx(.|\n)*where two codes meet"):
+    with pytest.raises(verify.Disagreement, match=r"only \d+ of 96 codes are those of qonnx(.|\n)*two codes meet"):
         verify.verify(file, tmp_path / "x.npz", board.load("pynq-z2"))
 
 
@@ -378,3 +378,8 @@ def test_sums_beyond_float32_are_compared_with_the_reference(tmp_path, capsys):
 def test_a_board_that_is_none(files, capsys):
     code, _, err = run(capsys, *files, "--board", "pynq-z9")
     assert code == 2 and "did you mean" in err
+
+
+def test_recipes_refuse_scales_that_are_no_powers_of_two(tmp_path):
+    with pytest.raises(imported.ImportProblem, match="no powers of two, by which a board cannot be handed pixels"):
+        imported.examine(scaled_network().save(tmp_path / "net.onnx"))
