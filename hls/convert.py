@@ -24,6 +24,7 @@ from boards.errors import SlimgateError
 from hls import scales
 from hls.graph import data_tensors, input_shape
 from hls.numerics import (
+    MOST_COMPARED,
     Analysis,
     Fixed,
     attributes,
@@ -179,7 +180,8 @@ def _install_dense_results() -> None:
 
 #: Layers of our own, their C++ in ``templates/layers/nnet_<function>.h``: class name -> function of namespace nnet.
 #: Whole numbers that a node carries become members of the function's configuration, under their names.
-OWN_LAYERS = {"MultiThreshold": "multithreshold", "PadWith": "pad_with", "Upsample": "upsample"}
+OWN_LAYERS = {"MultiThreshold": "multithreshold", "ThresholdSearch": "threshold_search", "PadWith": "pad_with",
+              "Upsample": "upsample"}  # fmt: skip
 
 
 def _install_own_layers() -> None:
@@ -198,7 +200,7 @@ def _install_own_layers() -> None:
         options = {k: v for k, v in attributes(node).items() if k != "thresholds"}
         given = {"name": node.name, "class_name": node.op_type, "inputs": input_names, "outputs": list(node.output),
                  "members": sorted(set(options) - {"out_shape"}), **options}
-        if node.op_type == "SlimgateMultiThreshold":
+        if "thresholds" in attributes(node):
             values = np.array(attributes(node)["thresholds"], np.float64)
             given["thresholds_data"] = values.reshape(options["n_chan"], -1)
         return given
@@ -210,7 +212,7 @@ def _install_own_layers() -> None:
                 self.add_weights_variable(name="thresholds", var_name="t{index}")
 
     for name, function in OWN_LAYERS.items():
-        weighted = name == "MultiThreshold"
+        weighted = name in ("MultiThreshold", "ThresholdSearch")
         expected = [Attribute("members", value_type=list), Attribute("out_shape", value_type=list)]
         if weighted:
             expected += [WeightAttribute("thresholds"), TypeAttribute("thresholds")]
@@ -255,9 +257,11 @@ def _own_nodes(model, analysis: Analysis) -> None:
             values = np.asarray(model.get_initializer(node.input[1]), np.float64)
             values = np.broadcast_to(values, (shape[-1], values.shape[1]))
             _, base, step = threshold_levels(node)
-            name, told = "MultiThreshold", {
-                "n_in": math.prod(shape[1:]), "n_chan": shape[-1], "n_steps": values.shape[1], "base": base,
-                "step": step, "thresholds": [float(v) for v in values.ravel()]}  # fmt: skip
+            told = {"n_in": math.prod(shape[1:]), "n_chan": shape[-1], "n_steps": values.shape[1], "base": base,
+                    "step": step, "thresholds": [float(v) for v in values.ravel()]}  # fmt: skip
+            name = "MultiThreshold"
+            if values.shape[1] > MOST_COMPARED:
+                name, told["n_bits"] = "ThresholdSearch", values.shape[1].bit_length()
         elif node.op_type == "Pad":
             (top, left, bottom, right), value = pad_amounts(model, node)
             code = int(np.ldexp(value, -analysis.tensors[node.input[0]].lsb))
@@ -398,7 +402,7 @@ def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
             raise ConvertError(
                 f"layer {layer.name}: type {layer.types['accum_t'].precision} is too narrow", where=tensor
             )
-        if layer.class_name == "SlimgateMultiThreshold":
+        if layer.class_name in ("SlimgateMultiThreshold", "SlimgateThresholdSearch"):
             _check_weights(layer, source)
         rows.append(
             {

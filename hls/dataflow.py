@@ -39,7 +39,7 @@ from boards.errors import SlimgateError
 from hls import cost, generated
 from hls.generated import INPUT, LASTS, OUTPUT
 from hls.graph import data_tensors, input_shape
-from hls.numerics import Analysis, attributes, pad_amounts, resize_factors
+from hls.numerics import MOST_COMPARED, Analysis, attributes, pad_amounts, resize_factors
 
 #: The least depth a FIFO is given, in tokens: what hls::stream has by default.
 FLOOR = 2
@@ -129,6 +129,11 @@ def _pad(shape, timing: Timing) -> Firings:
     return _firings(inside.size, inside.ravel(), 1, 1, 2)
 
 
+def _search(shape, timing: Timing) -> Firings:
+    """A table of two ports for each channel, read once for every bit of the count."""
+    return _firings(shape["tokens"], 1, 1, -(-shape["bits"] // 2), timing.pipeline + shape["bits"])
+
+
 def _upsample(shape, timing: Timing) -> Firings:
     """Every token ``factor_width`` times, every row ``factor_height`` times: it is read the first time."""
     reads = np.zeros((shape["height"], shape["factor_height"], shape["width"], shape["factor_width"]), np.int64)
@@ -197,7 +202,7 @@ def _pack(shape, timing: Timing) -> Firings:
 FIRINGS = {
     "elementwise": _elementwise, "merge": _merge, "clone": _clone, "pad": _pad, "convolution": _convolution,
     "pooling": _pooling, "gather": _gather, "concatenate": _concatenate, "unpack": _unpack, "pack": _pack,
-    "upsample": _upsample,
+    "upsample": _upsample, "search": _search,
 }  # fmt: skip
 
 
@@ -639,6 +644,9 @@ class _Builder:
             down, across = resize_factors(self.model, node)
             self._add(node.name, "upsample", {"height": shape[0], "width": shape[1], "factor_height": down,
                                               "factor_width": across}, reads, output)
+        elif node.op_type == "MultiThreshold" and (
+            steps := self.model.get_initializer(node.input[1]).shape[1]) > MOST_COMPARED:
+            self._add(node.name, "search", {"tokens": tokens, "bits": steps.bit_length()}, reads, output)
         elif node.op_type in ("Relu", "MultiThreshold", "Quant"):  # a quantiser in no layer becomes an activation
             name = f"{node.name}_act" if node.op_type == "Quant" else node.name
             self._add(name, "elementwise", {"tokens": tokens}, reads, output)
@@ -736,6 +744,8 @@ def from_project(design: generated.Generated, io: dict, timing: Timing | None = 
 def _read_shape(call: generated.Call, design: generated.Generated, values) -> tuple[str, dict]:
     config = design.configs.get(call.types[-1], {})
     function, size = call.function, values(call.inputs[0])
+    if function == "threshold_search":
+        return "search", {"tokens": config["n_in"] // size, "bits": config["n_bits"]}
     if function == "upsample":
         return "upsample", {key: config[key] for key in ("height", "width", "factor_height", "factor_width")}
     if function in ("zeropad2d_cl", "pad_with"):

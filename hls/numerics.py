@@ -19,6 +19,8 @@ from boards.errors import SlimgateError
 
 #: float32 holds every integer below this, so float execution of sums of products stays exact below it.
 FLOAT32_EXACT = 2**24
+#: Thresholds of one channel that are compared all at once, as an 8-bit quantiser has; more are searched.
+MOST_COMPARED = 255
 #: Codes and accumulators are int64 here and at most this wide in ap_fixed.
 WIDEST = 62
 
@@ -509,7 +511,7 @@ OPERATORS: dict[str, Callable] = {
 
 #: Why an operation that is carried elsewhere, or in other hands, is refused where it stands: (reason, fix).
 _FOLLOWED = ("no quantiser follows it that could take it in",
-             "put a quantiser of at most 8 bits (QuantIdentity, QuantReLU) right behind it; let nothing else read it")
+             "put a quantiser of at most 12 bits (QuantIdentity, QuantReLU) right behind it; let nothing else read it")
 _LAST = ("it is not the last operation, over the classes", "put it at the end of the network, over axis 1")
 _REFUSED = {
     **dict.fromkeys(("BatchNormalization", "Mul", "Div", "Sub", "BipolarQuant"), _FOLLOWED),
@@ -517,8 +519,8 @@ _REFUSED = {
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"),
                     ("only averages over pixels with all of a window inside the picture are carried",
                      "average over height and width, without padding or with count_include_pad")),
-    "Trunc": ("its zero point is not 0, its scale not a power of two, or it keeps more than 8 bits",
-              "use a symmetric quantiser with a power-of-two scale and keep at most 8 bits"),
+    "Trunc": ("its zero point is not 0, its scale not a power of two, or it keeps more than 12 bits",
+              "use a symmetric quantiser with a power-of-two scale and keep at most 12 bits"),
 }  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from hls.scales import split
 
 #: Values of one chain, all channels together, that are evaluated at most.
 MOST_VALUES = 2**24
-#: Comparators of one channel; an 8-bit quantiser has 255.
-MOST_STEPS = 255
+#: Thresholds of one channel: a 12-bit quantiser has 4095, and a channel's table of them fills memory blocks already.
+MOST_STEPS = 4095
 #: Nodes that end a chain.
 QUANTIZERS = ("Quant", "BipolarQuant", "Trunc")
 _FLOATING = ("BatchNormalization", "Mul", "Div", "Add", "Sub", "Relu")
@@ -137,7 +137,7 @@ def _replace(model, first, source: Fixed) -> bool:
     if np.any(falling):
         return _turn_round(model, first, falling)
     # the first code that reaches a level; past the end for a level that none reaches
-    reached = np.stack([np.sum(counts < level, axis=0) for level in range(1, steps + 1)], axis=1)
+    reached = np.stack([np.searchsorted(column, np.arange(1, steps + 1)) for column in counts.T])
     thresholds = np.where(reached < span, low[:, None] + reached, high[:, None] + 1)
     thresholds = np.minimum(thresholds, high[:, None] + 1)
     last = chain[-1]

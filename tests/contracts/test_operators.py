@@ -434,6 +434,14 @@ def batch_norm_behind_a_dense_layer():
 
 
 @case
+def batch_norm_before_many_bits():
+    """Ten bits, and nine with a narrow range behind a falling channel: a search in tables."""
+    net = picture((2, 4, 4), samples=24)
+    x = net.quant(net.norm(net.convolve(net.input, 3, (1, 1), bits=6)), 10)
+    return net.head(net.quant(net.norm(net.convolve(x, 2, (2, 2), bits=3), negative=True), 9, narrow=True))
+
+
+@case
 def bipolar_activations_and_weights():
     net = Wide((7,), bits=4, signed=True, samples=48)
     x = net.input
@@ -726,7 +734,7 @@ def addition_that_spreads():
     [
         (norm_at_the_output, "BatchNormalization", ""),
         (norm_before_an_addition, "BatchNormalization", ""),
-        (norm_before_sixteen_bits, "BatchNormalization", ""),
+        (norm_before_sixteen_bits, "BatchNormalization", "no quantiser follows it that could take it in"),
         (average_of_nine_unquantized, "Div", "no quantiser follows it"),
         (truncation_with_a_zero_point, "Trunc", "its zero point is not 0"),
         (multiplication_by_three, "Mul", ""),
