@@ -42,3 +42,13 @@ def quantized_network(weights=4, activations=4):
         classes=CLASSES, seed=0, epochs=3, batch_size=16, learning_rate=2e-3,
     )  # fmt: skip
     return twin
+
+
+def normalize(model, batch):
+    """BatchNorm statistics of one batch: without them an untrained deep network says the same of every picture."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    model.train()(batch)
+    model.eval()

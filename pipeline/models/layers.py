@@ -47,6 +47,13 @@ class Add(nn.Module):
         return _values(left) + _values(right)
 
 
+class Concat(nn.Module):
+    """Channels of two branches side by side, as values: their scales may differ."""
+
+    def forward(self, left, right):
+        return torch.cat([_values(left), _values(right)], 1)
+
+
 def _values(tensor):
     return tensor.value if isinstance(tensor, QuantTensor) else tensor
 
@@ -57,8 +64,8 @@ class FloatLayers:
     def input(self) -> nn.Module:
         return nn.Identity()
 
-    def conv(self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
-        return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+    def conv(self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
+        return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
 
     def norm(self, channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels, eps=NORM_EPSILON)
@@ -71,6 +78,9 @@ class FloatLayers:
 
     def add(self) -> nn.Module:
         return Add()
+
+    def concat(self) -> nn.Module:
+        return Concat()
 
     def linear(self, name: str, inputs: int, outputs: int) -> nn.Module:
         return nn.Linear(inputs, outputs)
@@ -97,9 +107,9 @@ class QuantLayers:
     def input(self) -> nn.Module:
         return qnn.QuantIdentity(act_quant=FixedInput, bit_width=self.bits["input"], return_quant_tensor=True)
 
-    def conv(self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+    def conv(self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
         return qnn.QuantConv2d(
-            inputs, outputs, kernel, stride=stride, padding=kernel // 2, **self._weights(name)
+            inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, **self._weights(name)
         )
 
     def norm(self, channels: int) -> nn.Module:
@@ -121,6 +131,9 @@ class QuantLayers:
 
     def add(self) -> nn.Module:
         return Add()
+
+    def concat(self) -> nn.Module:
+        return Concat()
 
     def linear(self, name: str, inputs: int, outputs: int) -> nn.Module:
         return qnn.QuantLinear(inputs, outputs, **self._weights(name))

@@ -269,15 +269,18 @@ class _Walk(fx.Interpreter):
         return layer.outputs
 
     def _add(self, node: fx.Node) -> np.ndarray:
+        """Tensors of equal channels are united. One channel that is added to many is nobody's partner: it is the only
+        channel of the layer that makes it, so it always stays, and each of the many lives or dies by itself."""
         tensors = self._tensors(node)
-        first = tensors[0]
-        for other in tensors[1:]:
-            if len(self.shapes[other]) != len(self.shapes[first]) or len(self.ids[other]) != len(self.ids[first]):
+        widest = max(tensors, key=lambda tensor: len(self.ids[tensor]))
+        for other in tensors:
+            if len(self.shapes[other]) != len(self.shapes[widest]):
                 raise self._refused(
-                    node, f"of shapes {self.shapes[first]} and {self.shapes[other]}: channels are broadcast"
+                    node, f"of shapes {self.shapes[tensors[0]]} and {self.shapes[tensors[1]]}: not of equal rank"
                 )
-            self._unite(self.ids[first], self.ids[other])
-        return self.ids[first]
+            if len(self.ids[other]) == len(self.ids[widest]):
+                self._unite(self.ids[widest], self.ids[other])
+        return self.ids[widest]
 
     def _concat(self, node: fx.Node) -> np.ndarray:
         tensors = node.args[0]

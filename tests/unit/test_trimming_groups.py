@@ -12,6 +12,7 @@ from pipeline.models import cnn_small, resnet8
 from pipeline.trimming import groups
 from pipeline.trimming.count import count
 from pipeline.trimming.schedule import Budget
+from tests.trimnets import NETS, SHAPE, Net, randomized
 
 
 @pytest.fixture(autouse=True)
@@ -21,159 +22,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-SHAPE = (2, 6, 6)
-
-
-def outputs(module):
-    return module.out_features if isinstance(module, nn.Linear) else module.out_channels
-
-
-class Net(nn.Module):
-    """A network from a list of words, which says of every channel who made it: (layer, number).
-
-    With ``dead`` (a set of those) it zeroes dead channels after every operation, activations included, and checks that
-    what is added, and what a depthwise convolution maps, is dead or alive on both sides.
-    """
-
-    def __init__(self, words, widths=None):
-        super().__init__()
-        self.words, self.widths, self.dead, self.parts = words, widths or {}, None, nn.ModuleDict()
-        channels, size = SHAPE[0], SHAPE[1]
-        for number, (word, value) in enumerate(words):
-            name = f"{word}{number}"
-            if word in ("conv", "shared"):
-                self.conv(name, channels, value)
-                if word == "shared":
-                    self.conv(f"{name}again", self.width(name, value), self.width(name, value), same=True)
-                channels = self.width(name, value)
-            elif word == "depthwise":
-                self.parts[name] = nn.Conv2d(channels, channels * value, 3, padding=1, groups=channels)
-                self.norm(name, channels * value)
-                channels *= value
-            elif word == "residual":
-                self.conv(f"{name}a", channels, value)
-                self.conv(f"{name}b", self.width(f"{name}a", value), channels)
-            elif word == "concat":
-                self.conv(f"{name}a", channels, value)
-                self.conv(f"{name}b", channels, 3)
-                channels = self.width(f"{name}a", value) + self.width(f"{name}b", 3)
-            elif word == "dense":
-                self.conv(f"{name}a", channels, value)
-                channels += self.width(f"{name}a", value)
-            elif word == "norm":
-                self.norm(name, channels)
-            elif word == "pool" and size > 1:
-                size //= 2
-            elif word == "head":
-                features = channels * (size * size if value != 2 else 1)
-                if value == 1:
-                    self.parts["hidden"] = nn.Linear(features, self.width("hidden", 7))
-                    features = self.width("hidden", 7)
-                    self.parts["hiddennorm"] = nn.BatchNorm1d(features)
-                self.parts["last"] = nn.Linear(features, 3)
-        self.size = SHAPE[1]
-
-    def width(self, name, value):
-        return self.widths.get(f"parts.{name}", value)
-
-    def conv(self, name, inputs, outputs, same=False):
-        width = outputs if same else self.width(name, outputs)
-        self.parts[name] = nn.Conv2d(inputs, width, 3, padding=1, bias=len(name) % 2 == 0)
-        self.norm(name, width)
-
-    def norm(self, name, channels):
-        self.parts[f"{name}norm"] = nn.BatchNorm2d(channels)
-
-    def masked(self, x, origin):
-        if self.dead is None:
-            return x, origin
-        mask = torch.tensor([who not in self.dead for who in origin], dtype=x.dtype)
-        return x * mask.reshape(1, -1, *[1] * (x.ndim - 2)), origin
-
-    def layer(self, name, x):
-        module = self.parts[name]
-        x = module(x)
-        x, origin = self.masked(x, [(f"parts.{name}", i) for i in range(outputs(module))])
-        if f"{name}norm" in self.parts:
-            x, _ = self.masked(self.parts[f"{name}norm"](x), origin)
-        return x, origin
-
-    def same(self, left, right):
-        assert self.dead is None or [who in self.dead for who in left] == [who in self.dead for who in right]
-
-    def forward(self, x):
-        origin, size = [("input", i) for i in range(SHAPE[0])], SHAPE[1]
-        for number, (word, value) in enumerate(self.words):
-            name = f"{word}{number}"
-            if word == "conv":
-                x, origin = self.layer(name, x)
-            elif word == "shared":
-                x, origin = self.layer(name, x)
-                for _ in range(2):
-                    x, again = self.layer(f"{name}again", F.relu(x))
-                    self.same(origin, again)
-                    origin = again
-            elif word == "depthwise":
-                x, after = self.layer(name, x)
-                self.same([who for who in origin for _ in range(value)], after)
-                origin = after
-            elif word == "residual":
-                y, _ = self.layer(f"{name}a", x)
-                y, other = self.layer(f"{name}b", self.act(y, name))
-                self.same(origin, other)
-                x = x + y
-            elif word in ("concat", "dense"):
-                y, left = self.layer(f"{name}a", x)
-                x, right = self.layer(f"{name}b", x) if word == "concat" else (x, origin)
-                x, origin = torch.cat([y, x], 1), left + right
-            elif word == "norm":
-                x = self.parts[f"{name}norm"](x)
-            elif word == "act":
-                x = [torch.sigmoid, F.relu, torch.tanh, F.leaky_relu][value % 4](x)
-            elif word == "drop":
-                x = F.dropout(x, 0.5, self.training)
-            elif word == "pool" and size > 1:
-                x, size = [F.max_pool2d, F.avg_pool2d][value % 2](x, 2), size // 2
-            elif word == "head":
-                if value == 2:
-                    x = x.mean((2, 3))
-                else:
-                    origin = [who for who in origin for _ in range(size * size)]
-                    x = x.flatten(1) if value == 0 else x.view(x.size(0), -1)
-                    if value == 1:
-                        x, origin = self.layer("hidden", x)
-                        x = F.relu(x)
-                x, _ = self.masked(x, origin)
-                return self.parts["last"](x)
-            x, origin = self.masked(x, origin)
-        raise AssertionError("no head")
-
-    def act(self, y, name):
-        y = torch.sigmoid(y)
-        return self.masked(y, [(f"parts.{name}a", i) for i in range(self.parts[f"{name}a"].out_channels)])[0]
-
-
-def randomized(net, seed):
-    generator = torch.Generator().manual_seed(seed)
-    for module in net.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            for tensor in (module.weight.data, module.bias.data, module.running_mean):
-                tensor.normal_(generator=generator)
-            module.running_var.uniform_(0.5, 2, generator=generator)
-    return net.double().eval()
-
-
-WORDS = st.one_of(
-    st.tuples(st.sampled_from(["conv", "residual", "concat", "dense", "shared"]), st.integers(1, 5)),
-    st.tuples(st.just("depthwise"), st.integers(1, 2)),
-    st.tuples(st.sampled_from(["act", "pool"]), st.integers(0, 3)),
-    st.tuples(st.sampled_from(["norm", "drop"]), st.just(0)),
-)
-NETS = st.tuples(st.lists(WORDS, min_size=1, max_size=6), st.integers(0, 2)).map(
-    lambda drawn: [*drawn[0], ("head", drawn[1])]
-)
 
 
 def some_units(graph, random):
@@ -244,6 +92,15 @@ def test_a_depthwise_layer_of_one_channel_stays_depthwise_when_told():
 def test_outputs_and_what_is_added_to_the_input_stay_whole():
     graph = groups.trace(Net([("residual", 4), ("head", 0)]), SHAPE)
     assert list(graph.groups) == ["parts.residual0a"]
+
+
+def test_one_channel_that_is_added_to_all_stays():
+    graph = groups.trace(Net([("conv", 4), ("broadcast", 0), ("head", 2)]).eval(), SHAPE)
+    assert {name: list(group.producers) for name, group in graph.groups.items()} == {
+        "parts.conv0": ["parts.conv0"], "parts.broadcast1a": ["parts.broadcast1a"],
+    }  # fmt: skip
+    with pytest.raises(groups.GroupError, match="no channel would be left"):
+        groups.remove(graph, {"parts.broadcast1a": []})
 
 
 def test_models_of_the_house():
@@ -334,7 +191,7 @@ REFUSED = [
     ("chunk", block(lambda self, x: x.chunk(2, 1)[0])),
     ("mul", block(lambda self, x: x * torch.sigmoid(x))),
     ("over pictures or channels", block(lambda self, x: x + x.mean((1,), keepdim=True))),
-    ("broadcast", block(lambda self, x: x + self.part(x), part=nn.Conv2d(4, 1, 1))),
+    ("not of equal rank", block(lambda self, x: F.adaptive_avg_pool2d(x, (2, 4)) + x.mean((2, 3)))),
     ("flattening", block(lambda self, x: x.reshape(2, 2, -1))),
     ("flattening", block(lambda self, x: x.flatten(2))),
     ("dimension 2", block(lambda self, x: torch.cat([x, x], 2))),
