@@ -90,17 +90,48 @@ class Train(_Section):
     learning_rate: LearningRate = 2e-3
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-4
     augment: Literal["none", "shift", "flip_crop"] = "none"
+    sparsity: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Trim(_Section):
-    method: Literal["relevance", "none"] = "relevance"
+    method: Literal[
+        "relevance", "l1", "l2", "fpgm", "apoz", "hrank", "slimming", "taylor", "taylor_bn", "pca", "pfa", "random",
+        "none",
+    ] = "relevance"  # fmt: skip
     statistic: Literal["mean", "mean_abs", "max", "l2", "fraction"] = "mean"
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    of: Literal["macs", "parameters", "filters"] = "macs"
+    of: Literal["macs", "parameters", "filters", "cycles", "lut", "bram", "fit"] = "macs"
+    allocation: Literal["global", "uniform", "isomorphic", "widths", "pca", "pfa"] = "global"
+    widths: dict[str, Width] = {}
+    granularity: Literal["filter", "cluster", "channel_multiple"] = "filter"
+    cluster_size: Literal["auto"] | Width = "auto"
+    cluster_order: Literal["consecutive", "sorted"] = "consecutive"
+    rank_weighted: bool = False
+    channel_multiple: Width = 4
+    schedule: Literal["linear", "polynomial", "one-shot"] = "linear"
     steps: Annotated[int, Field(ge=1, le=1000)] = 4
     finetune_epochs: MoreEpochs = 4
     learning_rate: LearningRate = 1e-3
+    rewind: Literal["none", "rate", "scratch"] = "none"
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_filters: Width = 1
+
+    @model_validator(mode="after")
+    def _meaning(self) -> "Trim":
+        # A recipe that was written out names every key: only another value than the default was asked for.
+        asked = {key for key, about in type(self).model_fields.items() if getattr(self, key) != about.default}
+        for key, of, value in (
+            ("widths", "allocation", "widths"), ("cluster_size", "granularity", "cluster"),
+            ("cluster_order", "granularity", "cluster"), ("rank_weighted", "granularity", "cluster"),
+            ("channel_multiple", "granularity", "channel_multiple"),
+        ):  # fmt: skip
+            if key in asked and getattr(self, of) != value:
+                raise ValueError(f"trim.{key} has no meaning with trim.{of} = {getattr(self, of)!r}")
+        if self.allocation == "widths" and not self.widths:
+            raise ValueError("trim.allocation = 'widths' needs trim.widths")
+        if "ratio" in asked and self.allocation in ("widths", "pca", "pfa"):
+            raise ValueError(f"trim.ratio has no meaning with trim.allocation = {self.allocation!r}")
+        return self
 
 
 class LayerBits(_Section):
@@ -501,12 +532,23 @@ def _unfit_layers(recipe: Recipe, origins: dict) -> list[str]:
         (("model", "widths"), lambda: networks.widths_of(name, recipe.model.widths)),
         *((("quantize", "layers", layer), lambda one={layer: given}: networks.check_layers(name, one))
           for layer, given in bits.items()),
+        (("trim", "widths"), lambda: _check_trim(recipe, recipe.trim.widths, None)),
+        (("trim", "cluster_size"), lambda: _check_trim(recipe, {}, recipe.trim.cluster_size)),
     ):  # fmt: skip
         try:
             check()
         except networks.ModelError as error:
             problems.append(f"{_origin(path, origins)}: {error.what}; {error.fix}")
     return problems
+
+
+def _check_trim(recipe: Recipe, trimmed: dict[str, int], cluster_size: int | str | None) -> None:
+    try:
+        widths = networks.widths_of(recipe.model.name, recipe.model.widths)
+    except networks.ModelError:
+        return  # told by the line of [model]
+    clusters = recipe.trim.granularity == "cluster"
+    networks.check_trim(recipe.model.name, widths, trimmed, cluster_size if clusters else None)
 
 
 def _modules(folder: Path, mark: str) -> list[str]:

@@ -177,6 +177,23 @@ BITSTREAM = Stage(
 )
 
 
+_TRIM = next(stage for stage in STAGES if stage.name == "trim")
+#: Where trimming aims at a board's figures, it depends on the board, the bit widths and the cost model; else on none.
+TRIM_ON_HARDWARE = replace(
+    _TRIM,
+    config=(*_TRIM.config, "board", "quantize"),
+    tools=(*_TRIM.tools, "qonnx", "onnx"),
+    imports=(*_TRIM.imports, "pipeline.trimming.hardware"),
+    sources=("boards/{board}.toml", "hls/data/cost_coefficients.json"),
+)
+
+
 def of(recipe: dict) -> list[Stage]:
     """The stages of a recipe, of which ``dump()`` gave ``recipe``."""
-    return IMPORTED if "imported" in recipe else STAGES
+    if "imported" in recipe:
+        return IMPORTED
+    trim = recipe.get("trim", {})
+    auto = trim.get("granularity") == "cluster" and trim.get("cluster_size") == "auto"
+    if trim.get("method") != "none" and (trim.get("of") in ("cycles", "lut", "bram", "fit") or auto):
+        return [TRIM_ON_HARDWARE if stage is _TRIM else stage for stage in STAGES]
+    return STAGES

@@ -20,6 +20,8 @@ from boards.errors import SlimgateError
 from pipeline.golden import PIXEL_BITS
 
 EVALUATION_BATCH = 256
+# Distillation: how much the teacher's and the pupil's answers are softened.
+TEMPERATURE = 4.0
 # Below so many input values a batch is too little work to share: threads that wait for each other made the digits
 # eight times slower on two busy cores. The number of threads also decides the order of float sums, so it is fixed
 # by the size of the pictures and the machine, not by chance.
@@ -118,11 +120,17 @@ def fit(
     patience: int | None = None,
     progress: Callable = lambda items, label: items,
     label: str = "train",
+    sparsity: float = 0.0,
+    teacher: nn.Module | None = None,
+    distillation: float = 0.0,
 ) -> list[dict]:
     """Train in place and leave the model with the weights of its best validation epoch; returns the history.
 
     AdamW with a cosine schedule to zero. Best = most correct, then lowest loss, on ``val``; the state given counts as
     epoch 0, so that training never makes it worse there. Stops after ``patience`` epochs without a better one.
+    ``sparsity`` times the sum of |gamma| over all BatchNorms is added to the loss (network slimming, Liu et al. 2017).
+    ``distillation`` is the weight of ``teacher``'s answers (Hinton et al. 2015, softened by ``TEMPERATURE``) against
+    that of the labels.
     There is no test set here on purpose: nothing in this loop can be chosen by one.
     Same arguments on the same machine with as many threads give identical weights. Raises TrainingDiverged.
     """
@@ -138,6 +146,10 @@ def fit(
     steps = math.ceil(len(pixels) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * steps))
 
+    gammas = [part.weight for part in model.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    if teacher is not None:
+        teacher.eval()
+
     correct, loss_val = evaluate(model, *val, bits)
     best = (correct, -loss_val)
     best_state, best_epoch = _copy(model), 0
@@ -148,8 +160,13 @@ def fit(
             model.train()
             order, total = torch.randperm(len(pixels), generator=generator), 0.0
         index = order[step % steps * batch_size :][:batch_size]
-        logits = model(to_values(augmented(pixels[index], augment, generator), bits))
+        inputs = to_values(augmented(pixels[index], augment, generator), bits)
+        logits = model(inputs)
         loss = nn.functional.cross_entropy(logits, labels[index])
+        if distillation:
+            loss = (1 - distillation) * loss + distillation * _unlike(teacher, logits, inputs)
+        if sparsity:
+            loss = loss + sparsity * sum(gamma.abs().sum() for gamma in gammas)
         if not torch.isfinite(loss):
             raise TrainingDiverged(
                 f"the loss became {loss.item()} in epoch {step // steps + 1} of {label}",
@@ -175,6 +192,15 @@ def fit(
     model.load_state_dict(best_state)
     model.eval()
     return history
+
+
+def _unlike(teacher: nn.Module, logits: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """How much softened answers differ from the teacher's: Kullback-Leibler divergence by the squared temperature."""
+    with torch.no_grad():
+        wanted = nn.functional.log_softmax(teacher(inputs) / TEMPERATURE, 1)
+    found = nn.functional.log_softmax(logits / TEMPERATURE, 1)
+    divergence = nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    return divergence * TEMPERATURE**2
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -66,6 +66,35 @@ def check_layers(model: str, layers: dict[str, dict]) -> None:
             )
 
 
+def check_trim(model: str, widths: dict[str, int], trimmed: dict[str, int], cluster_size: int | str | None) -> None:
+    """Raise ModelError unless the widths to trim to, and the size of clusters, fit the network's own widths."""
+    for name, width in trimmed.items():
+        if name not in widths:
+            raise _unknown(model, "convolution", name, list(widths))
+        if width > widths[name]:
+            raise ModelError(
+                f"{name} has {widths[name]} filters and cannot be trimmed to {width}",
+                where="[trim.widths]",
+                fix="give fewer",
+            )
+    for group in _of(model).get("TIED", ()):
+        given = {name: trimmed[name] for name in group if name in trimmed}
+        if len(set(given.values())) > 1:
+            raise ModelError(
+                f"{model}: these convolutions have one set of filters and need the same width, not "
+                + ", ".join(f"{name}={width}" for name, width in given.items()),
+                where="[trim.widths]",
+                fix="give one of them, or all the same",
+            )
+    narrowest = min(widths, key=widths.__getitem__)
+    if isinstance(cluster_size, int) and cluster_size > widths[narrowest]:
+        raise ModelError(
+            f"a cluster of {cluster_size} filters is larger than the layer {narrowest}, which has {widths[narrowest]}",
+            where="trim.cluster_size",
+            fix=f'at most {widths[narrowest]}, or "auto"',
+        )
+
+
 def build(model: str, widths: dict[str, int], quant: dict | None, input_shape, classes: int):
     """The network as a torch module. ``quant``: None for float, else its bits; ``input_shape``: (C, H, W).
 

@@ -23,6 +23,7 @@ def run(ctx) -> None:
         augment=settings.augment,
         seed=recipe.seed,
         progress=ctx.progress,
+        sparsity=settings.sparsity,
     )
     save_state(model, ctx.folder / "state.pt")
     write_json(ctx.folder / "widths.json", widths)

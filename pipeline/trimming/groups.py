@@ -89,6 +89,8 @@ class Layer:
     outputs: np.ndarray
     positions: int  # output positions per picture at which its weights multiply, over all its calls
     depthwise: bool = False
+    shape_in: tuple[int, ...] = ()  # (C, H, W) of its first call
+    shape_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,16 @@ class Group:
 
     ``producers`` {path: (out_channels,) unit of each output channel} of the layers that make the channels;
     ``tensors`` {node: (channels,) unit of each channel there, -1 for channels of other groups}, the tensors at which
-    a criterion looks at the units: see ``_measured``.
+    a criterion looks at the units: see ``_measured``. ``inputs``: the same for what enters the activations there (the
+    tensor itself where there is none). ``norms`` {producer: (node, path) of the BatchNorm that reads it at once}.
     """
 
     name: str
     size: int
     producers: dict[str, np.ndarray]
     tensors: dict[str, np.ndarray]
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)
+    norms: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -262,7 +267,8 @@ class _Walk(fx.Interpreter):
         """Note a layer; on a further call of the same one its inputs and outputs are united with the first call's."""
         layer = self.layers.get(node.target)
         if layer is None:
-            layer = self.layers[node.target] = Layer(node.target, module, inputs, outputs(), 0, depthwise)
+            shapes = self.shapes[self._one(node)][1:], self.shapes[node][1:]
+            layer = self.layers[node.target] = Layer(node.target, module, inputs, outputs(), 0, depthwise, *shapes)
         else:
             self._unite(layer.inputs, inputs)
         layer.positions += positions
@@ -357,11 +363,15 @@ class _Walk(fx.Interpreter):
             unit = np.array([index.get(int(root), -1) for root in roots])
             graph.unit_of = np.where(unit >= 0, unit, graph.unit_of)
             graph.group_of = np.where(unit >= 0, number, graph.group_of)
+            measured = self._measured(members)
+            before = [self._one(node) if self._is_activation(node) else node for node in measured]
             graph.groups[members[0].path] = Group(
                 members[0].path,
                 len(units),
                 {layer.path: unit[layer.outputs] for layer in members},
-                {node.name: unit[self.ids[node]] for node in self._measured(members)},
+                {node.name: unit[self.ids[node]] for node in measured},
+                {node.name: unit[self.ids[node]] for node in before},
+                self._norms(members),
             )
         return graph
 
@@ -392,6 +402,16 @@ class _Walk(fx.Interpreter):
                 front += onward
         order = {node: place for place, node in enumerate(self.module.graph.nodes)}
         return sorted(found, key=order.__getitem__)
+
+    def _norms(self, members: list[Layer]) -> dict[str, tuple[str, str]]:
+        found = {}
+        for layer in members:
+            for node in self.ids:
+                if node.op == "call_module" and node.target == layer.path:
+                    for user in node.users:
+                        if user.op == "call_module" and isinstance(self.fetch_attr(user.target), NORM_MODULES):
+                            found[layer.path] = (user.name, user.target)
+        return found
 
     def _is_activation(self, node: fx.Node) -> bool:
         if node.op == "call_module":

@@ -1,40 +1,77 @@
-"""Ways to trim, by the name [trim].method has in the recipe. A further one is a function here and a line below.
+"""A recipe's [trim] section as arguments of ``pipeline.trimming.schedule.trim``.
 
-Each takes a trained float network and everything that may be needed to make it smaller, and returns
-``pipeline.trimming.schedule.Result``:
+    trimmed(model, build=, input_shape=, batches=, finetune=, options=, board=, seed=)
 
-    METHODS[options.method](model, build=, input_shape=, batches=, finetune=, options=)
-
-``options`` is the recipe's [trim] section (ratio, of, steps, min_filters, statistic); the rest as in ``schedule.trim``.
+``options`` is the section; ``batches`` may give labels, which criteria that follow gradients need; ``board`` is a
+``pipeline.trimming.hardware.Hardware`` where ``on_hardware(options)``, else None.
 """
 
 import numpy as np
 
-from pipeline.trimming import schedule
+from pipeline.trimming import criteria, schedule
 from pipeline.trimming.count import count
 from pipeline.trimming.groups import CONVOLUTIONS
 
+#: What [trim].of calls the measures that have another name in the cost model.
+OF = {"bram": "bram18"}
 
-def relevance(model, *, build, input_shape, batches, finetune, options) -> schedule.Result:
-    """Relevance of the activations over the training set, iteratively: see ``criteria`` and ``schedule``."""
+
+def trimmed(model, *, build, input_shape, batches, finetune, options, board=None, seed=0) -> schedule.Result:
+    """Trim a trained float network as the section asks: see ``criteria``, ``moves`` and ``schedule``."""
+    if options.method == "none":
+        return none(model, input_shape, options)
     return schedule.trim(
         model,
         build=build,
         input_shape=input_shape,
         batches=batches,
         finetune=finetune,
-        criterion=options.statistic,
+        criterion=criterion(options),
         ratio=options.ratio,
-        of=options.of,
+        of=OF.get(options.of, options.of),
         steps=options.steps,
         min_filters=options.min_filters,
+        allocation=options.allocation,
+        granularity=options.granularity,
+        cluster_size=options.cluster_size,
+        cluster_order=options.cluster_order,
+        rank_weighted=options.rank_weighted,
+        channel_multiple=options.channel_multiple,
+        schedule=options.schedule,
+        widths=dict(options.widths) if options.allocation == "widths" else None,
+        board=board,
+        seed=seed,
     )
 
 
-def none(model, *, build, input_shape, batches, finetune, options) -> schedule.Result:
+def criterion(options) -> str:
+    """The name of the section's criterion in ``criteria.CRITERIA``."""
+    name = options.method
+    return f"relevance_{options.statistic}" if name == "relevance" else name
+
+
+def on_hardware(options) -> bool:
+    """Whether the section asks for anything that only a board's figures tell."""
+    auto = options.granularity == "cluster" and options.cluster_size == "auto"
+    return options.method != "none" and (OF.get(options.of, options.of) in (*schedule.PREDICTED, "fit") or auto)
+
+
+def convolutions(model) -> dict:
+    """{path: convolution} of a network."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
+
+
+def needs_labels(options) -> bool:
+    """Whether the section's criterion follows gradients of the loss."""
+    if options.method == "none":
+        return False
+    return bool({criteria.GATE, criteria.NORM_GATE} & set(criteria.needed(criterion(options))))
+
+
+def none(model, input_shape, options) -> schedule.Result:
     """Leaves the network whole. Nothing is traced or scored, so that any network passes."""
     counted = count(model, input_shape)
-    widths = {name: module.out_channels for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
+    widths = {name: module.out_channels for name, module in convolutions(model).items()}
     size = {"macs": counted["macs"], "parameters": counted["parameters"], "filters": sum(widths.values())}
     return schedule.Result(
         widths=widths,
@@ -49,6 +86,3 @@ def none(model, *, build, input_shape, batches, finetune, options) -> schedule.R
         before=size,
         after=dict(size),
     )
-
-
-METHODS = {"relevance": relevance, "none": none}

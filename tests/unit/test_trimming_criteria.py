@@ -69,8 +69,9 @@ def test_relevance_of_a_chain(name):
     for number in (1, 2, 3):
         expected = REFERENCE[name](seen[f"act{number}"].astype(np.float64))
         group = graph.groups[f"conv{number}"]
-        assert np.allclose(criteria.raw(group, statistics, name), expected, rtol=1e-5)
-        assert np.allclose(criteria.CRITERIA[name](group, statistics), expected / np.abs(expected).mean(), rtol=1e-5)
+        assert np.allclose(criteria.raw(group, statistics, f"relevance_{name}"), expected, rtol=1e-5)
+        scores = criteria.CRITERIA[f"relevance_{name}"](group, statistics)
+        assert np.allclose(scores, expected / np.abs(expected).mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", REFERENCE)
@@ -82,13 +83,14 @@ def test_a_residual_stream_is_asked_after_each_activation_normalized_by_itself(n
     seen = activations(net, ["act1", "block1.act2"], pictures)
     parts = [REFERENCE[name](seen[key].astype(np.float64)) for key in ("act1", "block1.act2")]
     expected = np.mean([part / np.abs(part).mean() for part in parts], axis=0)
-    assert np.allclose(criteria.CRITERIA[name](graph.groups["conv1"], statistics), expected, rtol=1e-4)
+    assert np.allclose(criteria.CRITERIA[f"relevance_{name}"](graph.groups["conv1"], statistics), expected, rtol=1e-4)
 
 
 def test_the_statistics_differ_from_one_another():
     graph = groups.trace(network(cnn_small), (1, 8, 8))
     statistics = criteria.collect(graph, [torch.rand(20, 1, 8, 8)], list(REFERENCE))
-    found = [criteria.CRITERIA[name](graph.groups["conv2"], statistics) for name in ("mean", "max", "l2", "fraction")]
+    names = ("mean", "max", "l2", "fraction")
+    found = [criteria.CRITERIA[f"relevance_{name}"](graph.groups["conv2"], statistics) for name in names]
     assert all(not np.allclose(a, b, rtol=1e-3) for i, a in enumerate(found) for b in found[:i])
 
 
@@ -96,7 +98,8 @@ def test_leaky_activations_tell_mean_from_mean_abs():
     net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.LeakyReLU(0.5), nn.Flatten(), nn.Linear(12, 2))
     graph = groups.trace(net, (1, 2, 2))
     statistics = criteria.collect(graph, [torch.randn(50, 1, 2, 2)], ["mean", "mean_abs"])
-    assert not np.allclose(*(criteria.raw(graph.groups["0"], statistics, name) for name in ("mean", "mean_abs")))
+    group = graph.groups["0"]
+    assert not np.allclose(*(criteria.raw(group, statistics, f"relevance_{name}") for name in ("mean", "mean_abs")))
 
 
 def test_how_the_data_are_cut_into_batches_does_not_matter():
@@ -140,7 +143,7 @@ def test_a_silent_layer_scores_zero_and_a_silent_filter_is_last():
         graph = groups.trace(net, (1, 8, 8))
         statistics = criteria.collect(graph, [torch.rand(8, 1, 8, 8)], list(REFERENCE))
         for name in REFERENCE:
-            scores = criteria.CRITERIA[name](graph.groups["conv2"], statistics)
+            scores = criteria.CRITERIA[f"relevance_{name}"](graph.groups["conv2"], statistics)
             assert np.isfinite(scores).all() and scores[3] == scores.min() == 0
             assert (scores == 0).all() == (index is None)
 
@@ -163,7 +166,7 @@ def test_units_that_are_not_everywhere_are_averaged_where_they_are():
     with torch.no_grad():
         expected = net.b(pictures).relu().mean((0, 2, 3)).numpy()
     assert graph.groups["b"].tensors["act"].tolist() == [-1, -1, 0, 1, 2]
-    assert np.allclose(criteria.raw(graph.groups["b"], statistics, "mean"), expected, rtol=1e-5)
+    assert np.allclose(criteria.raw(graph.groups["b"], statistics, "relevance_mean"), expected, rtol=1e-5)
 
 
 def test_channels_of_one_unit_are_averaged():
@@ -187,3 +190,149 @@ def test_no_data_and_unknown_statistics_are_refused():
         criteria.collect(graph, [], ["mean"])
     with pytest.raises(criteria.CriterionError, match="no statistic 'median'"):
         criteria.collect(graph, [torch.rand(1, 1, 8, 8)], ["median"])
+
+
+# --- the other criteria, each against a few lines of its own ---
+
+
+def score(name, net, module=cnn_small, pictures=None, seed=0, key="conv2"):
+    graph = groups.trace(net, module.INPUT_SHAPE)
+    statistics = criteria.collect(graph, pictures or [], criteria.needed(name), seed)
+    return criteria.CRITERIA[name](graph.groups[key], statistics)
+
+
+def proportional(found, expected):
+    return np.allclose(found / np.abs(found).mean(), expected / np.abs(expected).mean(), rtol=1e-5)
+
+
+def test_norms_and_distances_of_weights():
+    net = network(cnn_small)
+    filters = net.conv2.weight.detach().double().numpy().reshape(32, -1)
+    assert proportional(score("l1", net), np.abs(filters).sum(1))
+    assert proportional(score("l2", net), np.sqrt((filters**2).sum(1)))
+    assert proportional(score("fpgm", net), [sum(np.linalg.norm(a - b) for b in filters) for a in filters])
+
+
+def test_distances_are_of_signed_weights():
+    net = network(cnn_small)
+    with torch.no_grad():
+        net.conv2.weight[1] = -net.conv2.weight[0]
+        net.conv2.weight[3] = net.conv2.weight[2]
+    found = score("fpgm", net)
+    assert abs(found[0] - found[1]) > 1e-4 and found[2] == found[3]  # on |w| the first two would be equal
+
+
+def test_criteria_of_weights_need_no_data_and_those_of_activations_do():
+    assert {name for name in criteria.CRITERIA if not criteria.needed(name)} == {
+        "l1", "l2", "fpgm", "slimming", "random",
+    }  # fmt: skip
+    for name in criteria.CRITERIA:
+        if criteria.needed(name):
+            with pytest.raises(criteria.CriterionError, match="no pictures"):
+                score(name, network(cnn_small))
+
+
+def test_apoz_and_slimming():
+    net, pictures = network(cnn_small), torch.rand(30, 1, 8, 8)
+    seen = activations(net, ["act2"], pictures)["act2"]
+    assert np.allclose(score("apoz", net, pictures=pictures.split(7)), 1 - (seen == 0).mean((0, 2, 3)))
+    assert np.allclose(score("slimming", net), net.norm2.weight.detach().abs().numpy())
+
+
+def test_hrank():
+    net, pictures = network(cnn_small), torch.rand(10, 1, 8, 8)
+    seen = activations(net, ["act2"], pictures)["act2"]
+    expected = [np.mean([np.linalg.matrix_rank(seen[n, c]) for n in range(10)]) for c in range(32)]
+    assert proportional(score("hrank", net, pictures=pictures.split(4)), np.array(expected))
+
+
+def test_taylor_and_its_form_at_batchnorm():
+    net, pictures, labels = network(cnn_small), torch.rand(6, 1, 8, 8), torch.arange(6)
+    batches = list(zip(pictures.split(4), labels.split(4), strict=True))
+    per_picture, gates = [], []
+    for x, y in zip(pictures, labels, strict=True):
+        norm = net.norm2
+        norm.weight.grad = norm.bias.grad = None
+        a = net.act2(norm(net.conv2(net.pool1(net.act1(net.norm1(net.conv1(x[None])))))))
+        a.retain_grad()
+        rest = net.classifier(net.flatten(net.pool2(net.act3(net.norm3(net.conv3(a))))))
+        torch.nn.functional.cross_entropy(rest, y[None]).backward()
+        per_picture.append((a * a.grad).mean((0, 2, 3)).abs().detach().numpy())
+        gates.append((norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).detach().numpy() ** 2)
+    expected = np.mean(per_picture, axis=0)
+    assert np.allclose(score("taylor", net, pictures=batches), expected / np.linalg.norm(expected), rtol=1e-4)
+    assert np.allclose(score("taylor_bn", net, pictures=batches), np.mean(gates, axis=0), rtol=1e-3)
+    assert net.norm2.weight.requires_grad
+
+
+def test_gradients_without_labels_and_batchnorm_criteria_without_batchnorm_are_refused():
+    with pytest.raises(criteria.CriterionError, match="needs the labels"):
+        score("taylor", network(cnn_small), pictures=[torch.rand(2, 1, 8, 8)])
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    graph = groups.trace(net, (1, 2, 2))
+    with pytest.raises(criteria.CriterionError, match="no BatchNorm") as caught:
+        criteria.CRITERIA["slimming"](graph.groups["0"], criteria.collect(graph, [], []))
+    assert caught.value.where == "0"
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    graph = groups.trace(flat, (1, 2, 2))
+    with pytest.raises(criteria.CriterionError, match="two dimensions"):
+        criteria.collect(graph, [torch.rand(2, 1, 2, 2)], criteria.needed("hrank"))
+
+
+def covariance(samples):
+    return np.cov(samples.reshape(-1, samples.shape[-1]), rowvar=False, bias=True)
+
+
+def test_pca_gives_as_many_filters_as_components_hold_the_variance():
+    net, pictures = network(cnn_small), torch.rand(40, 1, 8, 8)
+    before = activations(net, ["norm2"], pictures)["norm2"].astype(np.float64).transpose(0, 2, 3, 1)
+    values, vectors = np.linalg.eigh(covariance(before))
+    held = np.cumsum(values[::-1]) / values.sum()
+    expected = int((held < 0.999).sum()) + 1
+    graph = groups.trace(net, (1, 8, 8))
+    statistics = criteria.collect(graph, pictures.split(9), criteria.needed("pca"))
+    assert criteria.WIDTHS["pca"](graph.groups["conv2"], statistics) == expected < 32
+    kept = vectors[:, ::-1][:, :expected]
+    energy = np.diag(kept @ kept.T @ covariance(before) @ kept @ kept.T)
+    assert proportional(criteria.CRITERIA["pca"](graph.groups["conv2"], statistics), energy)
+
+
+def test_pfa_drops_the_most_correlated_and_keeps_what_the_spectrum_says():
+    net, pictures = network(cnn_small), torch.rand(40, 1, 8, 8)
+    with torch.no_grad():  # two filters that always say the same
+        net.conv2.weight[5] = net.conv2.weight[4]
+        for tensor in (net.norm2.weight, net.norm2.bias, net.norm2.running_mean, net.norm2.running_var):
+            tensor[5] = tensor[4]
+    peaks = activations(net, ["act2"], pictures)["act2"].astype(np.float64).max((2, 3))
+    graph = groups.trace(net, (1, 8, 8))
+    statistics = criteria.collect(graph, pictures.split(9), criteria.needed("pfa"))
+    values = np.linalg.eigvalsh(covariance(peaks))
+    share = values[values > 1e-12] / values.sum()
+    expected = round(32 * -(share * np.log(share)).sum() / np.log(32))
+    assert criteria.WIDTHS["pfa"](graph.groups["conv2"], statistics) == expected
+    correlation, left, order = np.abs(np.corrcoef(peaks, rowvar=False)), list(range(32)), []
+    correlation[np.isnan(correlation)] = 1.0
+    while left:
+        order.append(max(left, key=lambda i: (round(correlation[i, left].sum(), 9), -i)))
+        left.remove(order[-1])
+    found = criteria.CRITERIA["pfa"](graph.groups["conv2"], statistics)
+    assert np.argsort(found, kind="stable").tolist() == order
+    assert sorted(found) == [turn / 32 for turn in range(1, 33)]
+
+
+def test_random_is_of_its_seed():
+    net = network(cnn_small)
+    assert np.array_equal(score("random", net, seed=3), score("random", net, seed=3))
+    assert not np.array_equal(score("random", net, seed=3), score("random", net, seed=4))
+    assert not np.array_equal(score("random", net), score("random", net, key="conv3"))
+
+
+def test_covariances_take_no_memory_of_the_data():
+    graph = groups.trace(network(cnn_small), (1, 8, 8))
+    few, many = (
+        criteria.collect(graph, (torch.rand(8, 1, 8, 8) for _ in range(n)), criteria.needed("pca")).covariances
+        for n in (1, 20)
+    )
+    assert {k: {n: v.shape for n, v in of.items()} for k, of in few.items()} == {
+        k: {n: v.shape for n, v in of.items()} for k, of in many.items()
+    }

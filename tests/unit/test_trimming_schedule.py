@@ -1,17 +1,16 @@
 """Iterative trimming: what was asked, what was achieved, what is left."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pipeline import config
 from pipeline.models import cnn_small, resnet8
-from pipeline.trimming import criteria, groups, schedule
+from pipeline.trimming import criteria, groups, methods, schedule
 from pipeline.trimming.count import count
-from pipeline.trimming.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +76,7 @@ def test_the_target_is_passed_by_less_than_one_unit_and_the_lowest_went(module, 
     keep = {}
     for name, group in graph.groups.items():
         path, unit = next(iter(group.producers.items()))
-        scores = criteria.CRITERIA["mean"](group, statistics)
+        scores = criteria.CRITERIA["relevance_mean"](group, statistics)
         keep[name] = unit[result.kept[path]]
         for number in range(group.size):
             (stayed if number in keep[name] else gone).append((scores[number], name, number))
@@ -258,25 +257,21 @@ def test_depthwise_layers_follow_theirs_down_to_one_channel():
     assert result.widths == {"a": 1, "b": 2, "c": 1}
 
 
-def options(**changed):
-    return SimpleNamespace(**{"statistic": "mean", "ratio": 0.5, "of": "macs", "steps": 2, "min_filters": 1, **changed})
-
-
 def run(method, net, **changed):
-    return METHODS[method](
+    return methods.trimmed(
         net,
         build=lambda widths: cnn_small.build(widths, None),
         input_shape=(1, 8, 8),
         batches=lambda: [PICTURES[cnn_small]],
         finetune=lambda model, step: None,
-        options=options(**changed),
+        options=config.Trim(method=method, steps=changed.pop("steps", 2), **changed),
     )
 
 
 def test_method_relevance_follows_the_recipe():
     net = network()
     result = run("relevance", net, ratio=0.6, of="parameters", steps=3, statistic="l2", min_filters=2)
-    same = trim(net, ratio=0.6, of="parameters", steps=3, criterion="l2", min_filters=2)
+    same = trim(net, ratio=0.6, of="parameters", steps=3, criterion="relevance_l2", min_filters=2)
     assert result.of == "parameters" and result.achieved >= 0.6 and len(result.history) == 3
     assert result.widths == same.widths
 
