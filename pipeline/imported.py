@@ -1,5 +1,7 @@
 """A network that was trained elsewhere, with its test data: what both `slimgate import` and the stage look at."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -8,10 +10,11 @@ import numpy as np
 
 from boards.errors import SlimgateError
 from hls import graph, verify
-from hls.front import front_operations
+from hls.layout import WIRE
 from hls.numerics import Quantizer, quantizer_of
 from pipeline import pixels
 from pipeline.datasets import elsewhere
+from pipeline.golden import smallest
 
 
 class ImportProblem(SlimgateError):
@@ -20,11 +23,12 @@ class ImportProblem(SlimgateError):
 
 @dataclass(frozen=True)
 class Imported:
-    """``shape``: of a sample on the wire, channels last; ``picture``: the same where the file takes (1 or 3, H, W),
-    else None; ``outputs``: scores of a sample; ``quantizer``: of the input."""
+    """``shape``: of a sample on the wire, channels last; ``in_file``: as the file takes it; ``picture``: (H, W, C) where
+    a sample is a gray or color picture, else None; ``outputs``: scores of a sample; ``quantizer``: of the input."""
 
     network: verify.Network
     shape: tuple[int, ...]
+    in_file: tuple[int, ...]
     picture: tuple[int, int, int] | None
     outputs: int
     quantizer: Quantizer
@@ -32,26 +36,24 @@ class Imported:
 
 @dataclass(frozen=True)
 class TestSet:
-    """``codes`` (N, *shape) int64 as on the wire, ``labels`` (N,) int64, ``table`` (C, 256) of pixels or None."""
+    """``codes`` (N, *shape) integers as on the wire, ``labels`` (N,) int64, ``values(chosen)`` the same samples as the
+    file takes them, float; ``table`` (C, 256) of pixels, None where samples are no pixels; ``picture``: whether the
+    table alone makes the codes of a picture."""
 
     __test__ = False
 
     data: dict
     codes: np.ndarray
     labels: np.ndarray
-    table: np.ndarray | None
+    values: Callable[[np.ndarray], np.ndarray]
+    table: np.ndarray | None = None
+    picture: bool = False
 
 
-def examine(path: Path, board=None) -> Imported:
+def examine(path: Path) -> Imported:
     """Check a file and its conditions of exactness. Raises GraphError, Refused or ImportProblem."""
     network = verify.examine(path)
     model = network.model
-    if before := front_operations(model):
-        raise ImportProblem(
-            f"its codes come from {', '.join(before)}, which a board cannot be handed",
-            where=path, fix="export the network from its first quantizer on and give the arithmetic before it as "
-                            "--input-range, --mean and --std; `slimgate verify` takes it as it is",
-        )  # fmt: skip
     if network.scaled:
         raise ImportProblem(
             "scales of its input or its layers are no powers of two, by which a board cannot be handed pixels yet",
@@ -64,16 +66,28 @@ def examine(path: Path, board=None) -> Imported:
             f"the input goes into {first.op_type} before it is quantized", where=path,
             fix="begin the network with a quantizer (Brevitas: QuantIdentity), so that pixels have codes",
         )  # fmt: skip
-    shape = graph.input_shape(model)
-    in_file = network.file.get_tensor_shape(network.file.graph.input[0].name)[1:]
-    picture = shape if len(in_file) == 3 and shape[-1] in (1, 3) else None
     out = model.get_tensor_shape(model.graph.output[0].name)[1:]
     if max(out[:-1], default=1) > 1 or prod(out) < 2:
         raise ImportProblem(
             f"its output has the shape {tuple(out)}, not one row of two or more scores", where=path,
             fix="only classifiers become recipes; `slimgate verify` compares networks of any output",
         )  # fmt: skip
-    return Imported(network, shape, picture, prod(out), quantizer_of(model, first))
+    shape = graph.input_shape(model)
+    in_file = tuple(network.file.get_tensor_shape(network.file.graph.input[0].name)[1:])
+    return Imported(network, shape, in_file, _picture(network, shape, in_file), prod(out), quantizer_of(model, first))
+
+
+def _picture(network, shape, in_file) -> tuple[int, int, int] | None:
+    """(H, W, C) of the pictures a network takes; None where its input is none, or turned in a way not understood."""
+    if network.front is None:
+        return shape if len(_wire(network)["shape"]) == 3 and shape[-1] in (1, 3) else None
+    turned = "Transpose" in [node.op_type for node in network.front.graph.node]
+    return (*in_file[1:], in_file[0]) if len(in_file) == 3 and in_file[0] in (1, 3) and not turned else None
+
+
+def _wire(network) -> dict:
+    told = json.loads(network.model.get_metadata_prop(WIRE))
+    return {"shape": tuple(told["shape"]), "axes": told["axes"]}
 
 
 def check_labels(labels: list[str], found: Imported, where) -> None:
@@ -97,42 +111,78 @@ def test_set(found: Imported, kind: str, path: Path | None, labels: list[str], *
                 where=path, fix="leave it out, or save bytes 0..255 under the name 'pixels'",
             )  # fmt: skip
         values = verify.read_inputs(path, found.network)
-        return TestSet(data, verify.wire_codes(found.network, values), data["labels"], None)
+        return TestSet(data, _wired(found, values), data["labels"], lambda chosen: values[chosen])
     bytes_ = data["pixels"]
     if kind == "npz":
-        bytes_ = _on_the_wire(found, bytes_, path)
-    table = pixels.table(found.quantizer, found.shape[-1], input_range=input_range, mean=mean, std=std)
-    return TestSet(data, pixels.apply(table, bytes_), data["labels"], table)
+        _check_pixels(found, bytes_, path)
+    else:
+        bytes_ = in_file_order(found, bytes_)
+    channels = found.picture[2] if found.picture else 1
+    levels = pixels.values(channels, input_range=input_range, mean=mean, std=std)
+    if found.network.front is None:
+        table = pixels.table(found.quantizer, levels)
+        levels = np.ldexp(table.astype(np.float64), found.quantizer.lsb)
+    else:
+        table = _probed(found, levels)
+
+    def values(chosen) -> np.ndarray:
+        return _leveled(found, levels, bytes_[chosen])
+
+    codes = np.concatenate([_wired(found, values(slice(at, at + 1024))) for at in range(0, len(bytes_), 1024)])
+    known = found.picture is not None and table is not None
+    if known:
+        alone = pixels.apply(table, in_file_order(found, bytes_, back=True)).reshape(codes.shape)
+        known = np.array_equal(alone, codes)
+    return TestSet(data, codes, data["labels"], values, table, known)
 
 
 test_set.__test__ = False
 
 
-def _on_the_wire(found: Imported, array: np.ndarray, path: Path) -> np.ndarray:
-    """Bytes in the axis order of the file -> in that of the wire."""
-    shape = tuple(found.network.file.get_tensor_shape(found.network.file.graph.input[0].name)[1:])
-    if array.shape[1:] != shape:
-        turned = sorted(array.shape[1:]) == sorted(shape)
+def _wired(found: Imported, values: np.ndarray) -> np.ndarray:
+    codes = verify.wire_codes(found.network, values)
+    return codes.astype(smallest(np.array([found.quantizer.lo, found.quantizer.hi])))
+
+
+def _leveled(found: Imported, levels: np.ndarray, bytes_: np.ndarray) -> np.ndarray:
+    """Values (N, *in_file) of bytes in the same order, by a table (C, 256)."""
+    last = in_file_order(found, bytes_, back=True) if found.picture else bytes_[..., None]
+    made = np.stack([levels[channel][last[..., channel]] for channel in range(len(levels))], axis=-1)
+    return in_file_order(found, made) if found.picture else made[..., 0]
+
+
+def _probed(found: Imported, levels: np.ndarray) -> np.ndarray | None:
+    """The table of a file that computes something before it quantizes: 256 even pictures through those nodes.
+
+    None where the same pixel becomes another code at another place: then the table alone makes no codes.
+    """
+    if found.picture is None:
+        return None
+    even = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, *found.picture))
+    codes = _wired(found, _leveled(found, levels, in_file_order(found, even))).reshape(even.shape)
+    pixels.check_varied(found.quantizer, codes[:, 0, 0].T, levels)
+    return codes[:, 0, 0].T.astype(np.int64) if np.array_equal(codes, np.broadcast_to(codes[:, :1, :1], codes.shape)) \
+        else None  # fmt: skip
+
+
+def in_file_order(found: Imported, pictures: np.ndarray, *, back: bool = False) -> np.ndarray:
+    """Pictures (N, H, W, C) with their axes as the file has them (N, *in_file); ``back`` is the other way."""
+    if found.network.front is not None:
+        return np.moveaxis(pictures, 1, -1) if back else np.moveaxis(pictures, -1, 1)
+    told = _wire(found.network)
+    if back:
+        return pictures.reshape(-1, *told["shape"]).transpose(told["axes"])
+    return pictures.transpose(np.argsort(told["axes"])).reshape(-1, *found.in_file)
+
+
+def _check_pixels(found: Imported, array: np.ndarray, path: Path) -> None:
+    if array.shape[1:] != found.in_file:
+        turned = sorted(array.shape[1:]) == sorted(found.in_file)
         raise ImportProblem(
-            f"the pixels have shape {array.shape}, the network takes (N, {', '.join(map(str, shape))})", where=path,
+            f"the pixels have shape {array.shape}, the network takes (N, {', '.join(map(str, found.in_file))})",
+            where=path,
             fix="put the axes in the model's order (numpy.moveaxis)" if turned else "one row for each sample: (N, ...)",
         )  # fmt: skip
-    return array.reshape(len(array), -1)[:, _order(found).ravel()].reshape(len(array), *found.shape)
-
-
-def _order(found: Imported) -> np.ndarray:
-    """Where in a flattened sample of the file each code of the wire lies: (*shape) int64."""
-    shape = found.network.file.get_tensor_shape(found.network.file.graph.input[0].name)[1:]
-    positions = np.arange(prod(shape), dtype=np.float64).reshape(1, *shape)
-    return verify.wire_codes(found.network, np.ldexp(positions, found.network.grid.lsb))[0]
-
-
-def file_codes(found: Imported, codes: np.ndarray) -> np.ndarray:
-    """Codes (N, *shape) of the wire in the axis order of the file."""
-    shape = found.network.file.get_tensor_shape(found.network.file.graph.input[0].name)[1:]
-    flat = np.empty((len(codes), prod(shape)), codes.dtype)
-    flat[:, _order(found).ravel()] = codes.reshape(len(codes), -1)
-    return flat.reshape(len(codes), *shape)
 
 
 def parameters(found: Imported) -> int:

@@ -17,6 +17,7 @@ import onnx
 from onnx import external_data_helper
 
 from boards.board import Board
+from hls.front import front_operations
 from pipeline import config, pixels
 from pipeline.datasets import elsewhere
 from pipeline.imported import Imported, ImportProblem, TestSet, check_labels, examine, test_set
@@ -71,6 +72,10 @@ def described(found: Imported, tests: TestSet, labels: list[str], whence: str) -
         lines.append(f"pixels 0 to 255 become codes {tests.table.min()} to {tests.table.max()}"
                      + (f"; {edge:.0%} of them are cut off at the ends of the quantizer's range" if edge > 0.02 else "")
                      + "; other training: --input-range, --mean, --std")  # fmt: skip
+    if found.network.front is not None:
+        lines.append(f"left to the host before the wire: {', '.join(front_operations(found.network.model))}")
+    if tests.table is not None and found.picture is not None and not tests.picture:
+        lines.append("the table alone does not make the codes of a picture: the package will take none")
     if found.network.host:
         lines.append(f"left to the host: {', '.join(found.network.host)}")
     return lines

@@ -12,6 +12,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import boards
@@ -115,9 +116,11 @@ def _check_parts(wire: Mapping, library: Path, golden: Path, labels: list[str], 
     if table is not None and [len(row) for row in table] != [256] * channels:
         raise PackageError(f"the table of codes has {len(table)} rows, the network {channels} channel(s)",
                            where="preprocess")  # fmt: skip
-    if preprocess["size"] is not None and list(wire["input"]["shape"]) != [*preprocess["size"], channels]:
+    taken, made = list(wire["input"]["shape"]), [*(preprocess["size"] or []), channels]
+    # An imported network may take the pixels of a picture as one vector.
+    if preprocess["size"] is not None and (made != taken if table is None else prod(made) != prod(taken)):
         raise PackageError(
-            f"pictures become {[*preprocess['size'], channels]}, the network takes {list(wire['input']['shape'])}",
+            f"pictures become {made}, the network takes {taken}",
             where="preprocess",
         )
     with Accelerator(library) as accelerator:

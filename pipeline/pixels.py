@@ -17,12 +17,11 @@ class PixelError(SlimgateError):
     """Pixels cannot become input codes as asked."""
 
 
-def table(quantizer, channels: int, *, input_range=None, mean=None, std=None) -> np.ndarray:
-    """Codes (channels, 256) int64 of every pixel.
+def values(channels: int, *, input_range=None, mean=None, std=None) -> np.ndarray:
+    """What each pixel stands for: (channels, 256) float32.
 
-    ``quantizer`` has lsb, lo, hi and rounding (:class:`hls.numerics.Quantizer`). ``input_range``: values of pixels 0
-    and 255; ``mean`` and ``std``, one for each channel or one for all, are subtracted and divided by after that.
-    Raises PixelError where they do not fit, or where all pixels would become the same code.
+    ``input_range``: values of pixels 0 and 255; ``mean`` and ``std``, one for each channel or one for all, are
+    subtracted and divided by after that. Raises PixelError where they do not fit.
     """
     low, high = input_range or TO_TENSOR
     for name, numbers in (("mean", mean), ("std", std)):
@@ -31,22 +30,36 @@ def table(quantizer, channels: int, *, input_range=None, mean=None, std=None) ->
                              fix=f"give one number, or {channels}")  # fmt: skip
     if std is not None and not min(std) > 0:
         raise PixelError(f"a deviation of {min(std):g} cannot be divided by", fix="give numbers above 0 for std")
-    values = np.asarray(low + (high - low) * np.arange(256, dtype=np.float64) / 255, np.float32)
-    values = np.broadcast_to(values, (channels, 256))
+    found = np.asarray(low + (high - low) * np.arange(256, dtype=np.float64) / 255, np.float32)
+    found = np.broadcast_to(found, (channels, 256))
     if mean is not None:
         shift, spread = (np.asarray(numbers, np.float32).reshape(-1, 1) for numbers in (mean, std))
-        values = (values - shift) / spread
-    scaled = np.ldexp(values.astype(np.float64), -quantizer.lsb)
+        found = (found - shift) / spread
+    return found
+
+
+def table(quantizer, levels: np.ndarray) -> np.ndarray:
+    """Codes (channels, 256) int64 of every pixel that stands for ``levels`` (channels, 256).
+
+    ``quantizer`` has lsb, lo, hi and rounding (:class:`hls.numerics.Quantizer`).
+    Raises PixelError where all pixels of a channel would become the same code.
+    """
+    scaled = np.ldexp(levels.astype(np.float64), -quantizer.lsb)
     rounded = np.floor(scaled) if quantizer.rounding == "FLOOR" else np.rint(scaled)
     codes = np.clip(rounded, quantizer.lo, quantizer.hi).astype(np.int64)
+    check_varied(quantizer, codes, levels)
+    return codes
+
+
+def check_varied(quantizer, codes: np.ndarray, levels: np.ndarray) -> None:
+    """Raise PixelError where all pixels of a channel become the same code."""
     if any(len(np.unique(row)) < 2 for row in codes):
         least, most = (np.ldexp(float(code), quantizer.lsb) for code in (quantizer.lo, quantizer.hi))
         raise PixelError(
-            f"every pixel becomes the same code: pixels stand for {values.min():g} to {values.max():g}, the network's "
+            f"every pixel becomes the same code: pixels stand for {levels.min():g} to {levels.max():g}, the network's "
             f"input quantizer holds {least:g} to {most:g}",
             fix="say what pixels 0 and 255 stood for in the training: --input-range LOW HIGH",
         )
-    return codes
 
 
 def clipped(quantizer, codes: np.ndarray) -> float:

@@ -91,15 +91,16 @@ class Classifier:
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
     def pictures(self, paths):
-        """Input codes (N, H, W, C) of picture files. Stop(2) for a network that takes none."""
+        """Input codes (N, *input shape) of picture files. Stop(2) for a network that takes none."""
         rule = self.preprocess
         if rule["size"] is None:
             text = ("this network takes no pictures: its inputs are %s numbers a sample; give input codes"
                     " (N, %s) as .npy with --codes" % (" x ".join(map(str, self.wire.input["shape"])),
                                                        ", ".join(map(str, self.wire.input["shape"]))))  # fmt: skip
             raise run.Stop(run.WRONG_INPUT, "picture", text)
-        return np.stack([to_codes(load_picture(p, rule["size"], rule["color"], rule["resize"]), rule["input_bits"],
-                                  rule.get("codes")) for p in paths])  # fmt: skip
+        codes = np.stack([to_codes(load_picture(p, rule["size"], rule["color"], rule["resize"]), rule["input_bits"],
+                                   rule.get("codes")) for p in paths])  # fmt: skip
+        return codes.reshape([len(codes)] + list(self.wire.input["shape"]))
 
     def codes(self, input_codes):
         """Output codes (N, outputs) int64 of input codes."""

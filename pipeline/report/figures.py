@@ -250,7 +250,9 @@ def _answers(folders, result: dict, data: dict, wrong_shown: int = 10, right_sho
     labels, low, high = data["labels"], 0, 2**bits - 1
     if (table := data["preprocess"].get("codes")) is not None:
         low, high = (int(bound(np.asarray(table))) for bound in (np.min, np.max))
-    shown = codes.ndim == 4 and codes.shape[3] in (1, 3) and data["preprocess"]["size"] is not None
+    shown = data["preprocess"]["size"] is not None
+    if shown:  # as pictures, also where the network takes their pixels as one vector
+        codes = codes.reshape(-1, *data["preprocess"]["size"], 1 if data["preprocess"]["color"] == "gray" else 3)
     said = np.asarray(result["predictions"])
     if said.shape != truth.shape:
         raise ReportError(

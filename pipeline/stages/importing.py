@@ -6,12 +6,13 @@ import shutil
 
 import numpy as np
 
+from hls.front import front_operations
 from hls.plan import layers_of
 from hls.reference import Census, Reference
 from pipeline import golden
 from pipeline.diversity import diversity
 from pipeline.execution import qonnx_execute
-from pipeline.imported import check_labels, examine, file_codes, parameters, test_set
+from pipeline.imported import check_labels, examine, parameters, test_set
 from pipeline.statistics import wilson
 
 
@@ -46,8 +47,7 @@ def run(ctx) -> None:
     # Beyond float32's integers the file is executed in float64, which is exact to 2**53.
     chosen = golden.compared(len(outputs), told.samples)
     dtype = np.float32 if network.analysis.float32_exact else np.float64
-    executed = qonnx_execute(network.file, file_codes(found, tests.codes[chosen]), network.grid.lsb, lsb, dtype=dtype,
-                             progress=ctx.progress)  # fmt: skip
+    executed = qonnx_execute(network.file, tests.values(chosen), 0, lsb, dtype=dtype, progress=ctx.progress)
     mismatches = int(np.count_nonzero(executed.reshape(len(chosen), -1) != outputs[chosen]))
     compared = len(chosen) * found.outputs
     ctx.metric("qonnx_mismatches", mismatches, "trained", unit="codes", compared=compared, samples=len(chosen),
@@ -71,7 +71,8 @@ def run(ctx) -> None:
     np.savez(ctx.folder / "test.npz", labels=tests.labels, **arrays)
     _write(ctx.folder / "dataset.json", _dataset(told, found, tests))
     _write(ctx.folder / "import.json", {
-        "model": source.name, "sha256": found_hash, "host": list(network.host), "trained": "elsewhere",
+        "model": source.name, "sha256": found_hash, "host": list(network.host),
+        "front": front_operations(network.model), "trained": "elsewhere",
         "outputs": found.outputs, "input": {"lsb": network.grid.lsb, "lowest": found.quantizer.lo,
                                             "highest": found.quantizer.hi, "rounding": found.quantizer.rounding},
     })  # fmt: skip
@@ -79,12 +80,13 @@ def run(ctx) -> None:
 
 def _dataset(told, found, tests) -> dict:
     """As stage ``data`` describes a data set; ``preprocess`` has the table of codes, and no size without pictures."""
-    labels, pictures = list(told.labels), tests.table is not None and found.picture is not None
+    labels = list(told.labels)
     counts = np.bincount(tests.labels, minlength=len(labels)).tolist()
-    distinct = len(np.unique(tests.codes.reshape(len(tests.codes), -1), axis=0))
+    distinct = len({hashlib.sha256(np.ascontiguousarray(sample)).digest() for sample in tests.codes})
     rule: dict = {"size": None, "color": None, "resize": None, "codes": None}
-    if pictures:
-        rule = {"size": list(found.shape[:2]), "color": "gray" if found.shape[2] == 1 else "rgb",
+    if tests.picture:
+        height, width, channels = found.picture
+        rule = {"size": [height, width], "color": "gray" if channels == 1 else "rgb",
                 "resize": told.resize, "codes": tests.table.tolist()}  # fmt: skip
     return {
         "name": told.data, "labels": labels, "shape": list(found.shape), "counts": {"test": len(tests.labels)},

@@ -373,55 +373,68 @@ SIGNED = Quantizer(-7, -128, 127, "ROUND")
 UNSIGNED = Quantizer(-8, 0, 255, "ROUND")
 
 
+def table(quantizer, channels, **options):
+    return pixels.table(quantizer, pixels.values(channels, **options))
+
+
 def test_tables_are_what_torch_computes():
     """As torchvision's ToTensor and Normalize, and Brevitas' quantizer behind them, in float32."""
     random = np.random.default_rng(0)
     levels = torch.arange(256, dtype=torch.uint8)
     for _ in range(50):
         mean, std = random.uniform(0, 1, 3).round(3), random.uniform(0.1, 1, 3).round(3)
-        found = pixels.table(SIGNED, 3, mean=mean.tolist(), std=std.tolist())
+        found = table(SIGNED, 3, mean=mean.tolist(), std=std.tolist())
         values = levels.to(torch.float32).div(255).repeat(3, 1)
         shift, spread = (torch.tensor(numbers, dtype=torch.float32)[:, None] for numbers in (mean, std))
         values.sub_(shift).div_(spread)
         expected = torch.round(values / 2.0**-7).clamp(-128, 127)
         assert np.array_equal(found, expected.numpy())
-    assert np.array_equal(pixels.table(UNSIGNED, 1)[0], torch.round(levels.float().div(255) * 256).clamp(0, 255))
+    assert np.array_equal(table(UNSIGNED, 1)[0], torch.round(levels.float().div(255) * 256).clamp(0, 255))
 
 
 def test_tables_of_common_ranges():
-    assert pixels.table(UNSIGNED, 1, input_range=[0, 255 / 256])[0].tolist() == list(range(256))
-    assert pixels.table(Quantizer(0, 0, 255, "ROUND"), 1, input_range=[0, 255])[0].tolist() == list(range(256))
-    symmetric = pixels.table(SIGNED, 2, input_range=[-1, 1])
+    assert table(UNSIGNED, 1, input_range=[0, 255 / 256])[0].tolist() == list(range(256))
+    assert table(Quantizer(0, 0, 255, "ROUND"), 1, input_range=[0, 255])[0].tolist() == list(range(256))
+    symmetric = table(SIGNED, 2, input_range=[-1, 1])
     assert symmetric.shape == (2, 256) and (symmetric.min(), symmetric.max()) == (-128, 127)
-    halves = pixels.table(Quantizer(0, 0, 9, "ROUND"), 1, input_range=[0, 127.5])[0]
+    halves = table(Quantizer(0, 0, 9, "ROUND"), 1, input_range=[0, 127.5])[0]
     assert halves[:8].tolist() == [0, 0, 1, 2, 2, 2, 3, 4]  # half to even
-    floored = pixels.table(Quantizer(0, 0, 9, "FLOOR"), 1, input_range=[0, 127.5])[0]
+    floored = table(Quantizer(0, 0, 9, "FLOOR"), 1, input_range=[0, 127.5])[0]
     assert floored[:8].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert pixels.clipped(UNSIGNED, pixels.table(UNSIGNED, 1, input_range=[0, 2])) == pytest.approx(0.5, abs=0.01)
+    assert pixels.clipped(UNSIGNED, table(UNSIGNED, 1, input_range=[0, 2])) == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_board_uses_the_same_table():
     random = np.random.default_rng(1)
-    table = pixels.table(SIGNED, 3, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
+    made = table(SIGNED, 3, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
     bytes_ = random.integers(0, 256, (5, 4, 6, 3), np.uint8)
-    there = onboard.to_codes(bytes_, 8, json.loads(json.dumps(table.tolist())))
-    assert np.array_equal(there, pixels.apply(table, bytes_)) and there.min() < 0
+    there = onboard.to_codes(bytes_, 8, json.loads(json.dumps(made.tolist())))
+    assert np.array_equal(there, pixels.apply(made, bytes_)) and there.min() < 0
 
 
 # -- codes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 6), (4, 4, 4), (5,)])
-def test_codes_of_the_wire_in_the_order_of_the_file(tmp_path, shape):
+@pytest.mark.parametrize("shape", [(3, 4, 6), (3, 3, 3), (4, 4, 4), (1, 5, 2), (5,)])
+@pytest.mark.parametrize("kind", ["inputs", "pixels"])
+def test_samples_reach_the_wire_and_the_file(tmp_path, shape, kind):
+    """Codes 0 to 255 that are their own pixels; the file gets the values it was built for."""
     net = Net(shape, samples=7)
     if len(shape) == 1:
         net.finish(net.dense(net.input, 3))
     else:
         net.head(net.relu_quant(net.conv(net.input, 2)))
     found = imported.examine(net.save(tmp_path / "net.onnx"))
-    in_file = np.ldexp(net.inputs, 8).astype(np.int64)
-    assert np.array_equal(imported.file_codes(found, net.codes), in_file)
-    assert np.array_equal(imported._on_the_wire(found, in_file.astype(np.uint8), None), net.codes)
+    in_file = np.ldexp(net.inputs, 8).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", labels=np.arange(7) % found.outputs, **{kind: in_file})
+    options = {"input_range": (0, 255 / 256)} if kind == "pixels" else {}
+    tests = imported.test_set(found, "npz", tmp_path / "x.npz", ["a"] * found.outputs, **options)
+    assert np.array_equal(tests.codes, net.codes) and np.array_equal(tests.values(slice(2, 5)), net.inputs[2:5])
+    assert tests.picture is (kind == "pixels" and shape[0] in (1, 3))
+    if found.picture:
+        last = np.moveaxis(in_file, 1, -1)
+        assert np.array_equal(imported.in_file_order(found, last), in_file)
+        assert np.array_equal(imported.in_file_order(found, in_file, back=True), last)
 
 
 def test_parameters_are_those_that_were_trained(tmp_path):

@@ -230,7 +230,7 @@ def test_pictures_are_what_went_over_the_wire(tmp_path):
     few_bits = np.array([[[[0], [1], [7]]]], dtype=np.uint8)
     np.savez(tmp_path / "export/golden.npz", labels=np.array([0]), input_codes=few_bits, input_scale_log2=np.int64(-3))
     answers = figures._answers({"export": tmp_path / "export"}, {"status": "ok", "predictions": [0]},
-                               {"labels": ["a"], "preprocess": {"size": [1, 3]}})  # fmt: skip
+                               {"labels": ["a"], "preprocess": {"size": [1, 3], "color": "gray"}})  # fmt: skip
     assert answers["right"][0]["pixels"].ravel().tolist() == [0, 36, 255]
 
 
