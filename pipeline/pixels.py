@@ -63,7 +63,10 @@ def check_varied(quantizer, codes: np.ndarray, levels: np.ndarray) -> None:
 
 
 def clipped(quantizer, codes: np.ndarray) -> float:
-    """Share of the table's entries at either end of the quantizer's range, beyond one entry each."""
+    """Share of the table's entries at either end of the quantizer's range, beyond one entry each; 0 of a quantizer of a
+    few codes, whose ends stand for many values."""
+    if quantizer.hi - quantizer.lo < 15:
+        return 0.0
     ends = sum(max(0, int(np.count_nonzero(row == end)) - 1) for row in codes for end in (quantizer.lo, quantizer.hi))
     return ends / codes.size
 
