@@ -113,19 +113,28 @@ def test_from_a_brevitas_file_and_a_folder_of_pictures_to_the_board(brevitas, tm
     assert summary(capsys, tmp_path, "net")["stages"][0]["how"] == "ran"
 
 
-def color(samples=300):
-    """Signed 8-bit color pictures, value = code / 128."""
+def color(samples=300, *, front=False):
+    """Signed 8-bit color pictures, value = code / 128; with ``front`` the file itself computes 2 x - 1 before that, as
+    brevitas' CNV does."""
     net = Net((3, 6, 6), bits=8, lsb=-7, signed=True, samples=samples, seed=3)
+    if front:
+        net.nodes.clear()
+        net.values["input"] = (net.values["input"] + 1) / 2
+        x = net.node("Mul", ["input", net.constant(2.0)], net.values["input"] * 2)
+        net.input = net.quant(net.node("Sub", [x, net.constant(1.0)], net.values[x] - 1), 8, -7)
     x = net.maxpool(net.relu_quant(net.conv(net.input, 6, name="stem.conv", lsb=-3)))
     return net.finish(net.dense(net.flatten(x), 4, bias_lsb=-7, name="head"))
 
 
-def test_signed_pixels_by_a_table_the_board_has_too(tmp_path, capsys):
-    net = color()
+@pytest.mark.parametrize("front", [False, True], ids=["by the option", "by the file"])
+def test_signed_pixels_by_a_table_the_board_has_too(tmp_path, capsys, front):
+    net = color(front=front)
     net.save(tmp_path / "net.onnx")
-    # Bytes that the range -1..1 turns into every code: byte b stands for -1 + 2 b / 255.
+    # Byte b stands for -1 + 2 b / 255, which makes every code.
     pixels = np.random.default_rng(1).integers(0, 256, (120, 3, 6, 6), dtype=np.uint8)
     values = np.asarray(-1 + 2 * pixels.astype(np.float64) / 255, np.float32)
+    if front:
+        values = np.float32(np.float32(pixels / 255) * np.float32(2) - np.float32(1))
     codes = np.clip(np.rint(values * 128), -128, 127).astype(np.int64)
     found = imported.examine(tmp_path / "net.onnx")
     outputs, _ = Reference(found.network.model, found.network.analysis).run(np.moveaxis(codes, 1, -1))
@@ -133,7 +142,7 @@ def test_signed_pixels_by_a_table_the_board_has_too(tmp_path, capsys):
     answers = outputs.argmax(1)
     np.savez(tmp_path / "test.npz", pixels=pixels[kept], labels=answers[kept])
     slimgate(capsys, "import", tmp_path / "net.onnx", "--labels", "a,b,c,d", "--data", tmp_path / "test.npz",
-             "--input-range", "-1", "1", "--to", tmp_path)  # fmt: skip
+             *([] if front else ["--input-range", "-1", "1"]), "--to", tmp_path)  # fmt: skip
     slimgate(capsys, "run", tmp_path / "net/net.toml", "--build-dir", tmp_path)
     check(summary(capsys, tmp_path, "net"), len(kept), 4)
     with np.load(tmp_path / "net-pynq-z2/import/golden.npz") as golden:

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from boards.onboard import predict as onboard
+from hls import graph
 from hls.numerics import Quantizer
 from pipeline import cli, config, imported, importing, pixels, summary
 from pipeline.datasets import elsewhere
 from tests.graphs import Net, tiny
+from tests.unit.test_front import Raw, flattened_signs, normalized, scaled
 from tests.unit.test_stage import toy  # noqa: F401 - a fixture
 
 LABELS = "cat,dog,owl"
@@ -435,6 +437,36 @@ def test_samples_reach_the_wire_and_the_file(tmp_path, shape, kind):
         last = np.moveaxis(in_file, 1, -1)
         assert np.array_equal(imported.in_file_order(found, last), in_file)
         assert np.array_equal(imported.in_file_order(found, in_file, back=True), last)
+
+
+def by_position():
+    """A file that weighs each place of a picture before it quantizes."""
+    net = Raw((1, 3, 3))
+    weights = np.linspace(0.5, 1.5, 9, dtype=np.float32).reshape(1, 1, 3, 3)
+    x = net.node("Mul", ["input", net.constant(weights)], net.values["input"] * torch.from_numpy(weights))
+    return net.head(net.body(net.convolve(net.quant(x, 6, -4), 3, (2, 2))), 4)
+
+
+@pytest.mark.parametrize(
+    ("build", "alone"), [(normalized, True), (flattened_signs, True), (by_position, False), (scaled, False)]
+)
+def test_what_the_file_computes_before_it_quantizes(tmp_path, build, alone):
+    """The table is what comes of all that; where one cannot say it, or there are two channels, there is no picture."""
+    net = build()
+    found = imported.examine(net.save(tmp_path / "net.onnx"))
+    bytes_ = np.random.default_rng(0).integers(0, 256, net.inputs.shape, dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", pixels=bytes_, labels=np.zeros(len(bytes_), int))
+    tests = imported.test_set(found, "npz", tmp_path / "x.npz", ["a"] * found.outputs, mean=[0.25], std=[0.5])
+    values = np.float32((np.float32(bytes_ / 255) - np.float32(0.25)) / np.float32(0.5))
+    assert np.array_equal(tests.values(slice(None)), values)
+    executed = next(iter(graph.execute(found.network.front, values).values()))
+    codes = np.ldexp(executed.astype(np.float64), -found.quantizer.lsb)
+    codes = np.moveaxis(codes, 1, -1) if codes.ndim == 4 else codes
+    assert np.array_equal(tests.codes, codes) and len(np.unique(codes)) > 1
+    assert tests.picture is alone and (found.picture is None) is (build is scaled)
+    if alone:
+        pictures = np.moveaxis(bytes_, 1, -1)
+        assert np.array_equal(onboard.to_codes(pictures, 8, tests.table.tolist()).reshape(codes.shape), codes)
 
 
 def test_parameters_are_those_that_were_trained(tmp_path):
