@@ -7,7 +7,6 @@ import torch
 from hls import front, graph, verify
 from hls.lower import host_operations
 from hls.reference import Reference
-from pipeline import imported
 from tests.contracts.test_operators import Wide
 from tests.graphs import loaded
 
@@ -118,10 +117,3 @@ def test_a_tensor_norm_is_left_to_the_host_but_not_the_bias_of_one_class():
         x = net.node("Add" if outputs == 1 else "Sub", [x, net.constant(0.5)], net.values[x])
         x = net.node("Div", [x, net.constant(3.0)], net.values[x])
         assert [done["operation"] for done in host_operations(loaded(net.finish(x)))] == wanted
-
-
-@pytest.mark.parametrize("build", [scaled, bare_signs])
-def test_no_recipe_is_made_of_it_yet(build, tmp_path):
-    """A board is handed codes of pixels; what the file computes first would be left out."""
-    with pytest.raises(imported.ImportProblem, match=r"its codes come from (Mul, Sub, Quant|BipolarQuant), "):
-        imported.examine(build().save(tmp_path / "net.onnx"))
