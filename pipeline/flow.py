@@ -75,7 +75,7 @@ STAGES = [
         metrics=("initiation_interval_cycles", "widest_accumulator"),
         gates=("reuse factors are legal",),
         config=("board", "hls"),
-        tools=("hls4ml", "qonnx", "onnx", "jinja2", "numpy"),
+        tools=("hls4ml", "qonnx", "onnx", "onnxruntime", "jinja2", "numpy"),
         sources=("boards/{board}.toml",),
     ),
     Stage(
@@ -85,7 +85,7 @@ STAGES = [
         makes=("project", "io.json", "clean.onnx"),
         gates=("types, weights and reuse factors read back as planned",),
         config=("board",),
-        tools=("hls4ml", "qonnx", "onnx", "jinja2", "numpy"),
+        tools=("hls4ml", "qonnx", "onnx", "onnxruntime", "jinja2", "numpy"),
         sources=("hls/templates/**", "boards/{board}.toml"),
     ),
     Stage(
@@ -99,7 +99,7 @@ STAGES = [
             "the integer reference equals the trained network", "codes are diverse",
         ),
         config=("seed", "csim"),
-        tools=("g++", "hls4ml", "qonnx", "onnx", "torch", "jinja2", "numpy"),
+        tools=("g++", "hls4ml", "qonnx", "onnx", "onnxruntime", "torch", "jinja2", "numpy"),
         sources=("hls/templates/**",),
     ),
     Stage(

@@ -24,7 +24,7 @@ class ImportProblem(SlimgateError):
 @dataclass(frozen=True)
 class Imported:
     """``shape``: of a sample on the wire, channels last; ``in_file``: as the file takes it; ``picture``: (H, W, C)
-    where a sample is a gray or color picture, else None; ``outputs``: scores of a sample; ``quantizer``: of the input."""
+    where a sample is a gray or color picture, else None; ``outputs``: scores of a sample; ``quantizer``: its input."""
 
     network: verify.Network
     shape: tuple[int, ...]

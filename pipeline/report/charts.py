@@ -13,7 +13,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round numbers from the last one at or below ``low`` to the first at or above ``high``, at most ``most``."""
     high = max(high, low + 1e-4 * max(1.0, abs(low)))
     power = 10.0 ** math.floor(math.log10((high - low) / most))
-    for step in (power, 2 * power, 5 * power, 10 * power, 20 * power):
+    for step in (power, 2 * power, 5 * power, 10 * power, 20 * power, 50 * power):
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         if last - first + 1 <= most:
             break

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from boards.evidence import EVIDENCE
@@ -310,6 +310,7 @@ def test_command_without_private_paths(said, told):
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 
 
+@example(201.0, -1.0, 3)
 @given(numbers, numbers, st.integers(3, 9))
 def test_ticks_hold_the_range(a, b, most):
     low, high = min(a, b), max(a, b)
