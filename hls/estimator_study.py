@@ -290,7 +290,7 @@ def study(designs: list[Design], others: Mapping[str, Mapping] | None = None, ot
         d = by_name[r.design]
         classes.setdefault((d.tool, d.strategy, d.bit_class), []).append(r)
     return {"bars": bars, "coverage": coverage, "baselines": baselines, "classes": classes, "totals": totals,
-            "boards": boards(designs, factors), "designs": by_name, "layers": {
+            "boards": boards(designs, factors), "cosims": cosims(designs), "designs": by_name, "layers": {
                 key: describe([r for r in every if r.layer and r.quantity == key]) for key in
                 ("lut", "ff", "dsp", "bram18", "latency_max") if any(r.layer and r.quantity == key for r in every)}}
 
@@ -350,6 +350,19 @@ def boards(designs: list[Design], factors: Mapping) -> list[Board]:
         kind = "CNN" if any(x.kind == "conv" for x in d.layers) else "MLP"
         found.append(Board(d.name, (d.repo, str(d.raw.get("part")), kind, way), cycles, source, cycles / clock,
                            1e6 / rate))
+    return found
+
+
+def cosims(designs: list[Design]) -> list[tuple[str, float | None, int | None, int]]:
+    """(design, csynth's maximum, simulated latency or None where the layers are no chain of ours, cycles of RTL
+    cosimulation) of every design with a cosimulated latency."""
+    found = []
+    for d in designs:
+        cycles = ((d.raw.get("totals") or {}).get("cosim") or {}).get("lat_max")
+        if isinstance(cycles, int):
+            network = chain(d)
+            found.append((d.name, d.reported.get("latency"),
+                          None if network is None else network.simulate(None, frames=2).latency, cycles))
     return found
 
 
@@ -531,6 +544,13 @@ def page(designs: list[Design], refused: Mapping[str, str], others: Mapping | No
                       [(b.design, b.cycles, b.source, f"{b.predicted_us:.1f}", f"{b.measured_us:.1f}",
                         f"{b.measured_us - b.predicted_us:+.1f}") for b in s["boards"]]),
               *_board_tests(s["boards"])]
+    if s["cosims"]:
+        lines += ["## RTL cosimulation", "",
+                  "Cycles from the first token in to the last out. csynth's maximum takes every pixel for one that "
+                  "completes a window; the dataflow simulation (with a wrapper's packing of the outputs) does not.", "",
+                  *_table(["design", "csynth, maximum", "simulated dataflow", "RTL cosimulation", "off"],
+                          [(n, "-" if m is None else f"{m:.0f}", "an edited fork" if k is None else k, c,
+                            "-" if k is None else _percent(abs(k - c) / c)) for n, m, k, c in s["cosims"]])]
     if refused:
         lines += ["## Left out", "", *(f"- {name}: {why.splitlines()[0]}" for name, why in sorted(refused.items())), ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -269,6 +269,11 @@ def test_boards_are_simulated_and_a_constant_is_tested_where_there_are_two(desig
     assert 0.7 * slowest["latency"] < result.latency < slowest["latency"]
     assert estimator_study.chain(next(d for d in designs if d.target.io == "io_parallel")) is None
 
+    raw = copy.deepcopy(design.raw)
+    raw["totals"]["cosim"] = {"status": "Pass", "lat_max": 30000}
+    assert estimator_study.cosims([estimator.read(raw), design]) == [
+        (design.name, design.reported["latency"], network.simulate(None, frames=2).latency, 30000)]
+
     def measured(raw: dict, name: str, micros: float, how: str) -> estimator.Design:
         raw = copy.deepcopy(raw) | {"name": name}
         raw["totals"]["board"] = {"throughput_per_s": 1e6 / micros, "how": how}
