@@ -529,7 +529,8 @@ def _plain_constants(model, layers: str) -> None:
             values = constant_values(model, name) if name else None
             if values is None:
                 continue
-            holes = index == 1 and node.op_type == "Conv" and _has_holes(node) and values.ndim == 4
+            holes = index == 1 and node.op_type == "Conv" and values.ndim == 4 and (
+                _has_holes(node) or _skips_rows(node, values))  # fmt: skip
             if not holes and not _needs_codes(model, name):
                 continue
             dense = _dense_kernel(model, node, values) if holes else values
@@ -543,6 +544,10 @@ def _plain_constants(model, layers: str) -> None:
                     # two layers of as many -1 and +1 cannot be told apart: both keep their node's name
                     names[new] = names[old] if names.get(new, names[old]) == names[old] else ""
             if holes:
+                if _skips_rows(node, values):
+                    top, left, bottom, right = attributes(node).get("pads", [0, 0, 0, 0])
+                    _set_option(node, "pads", [top, left, bottom + 1, right])
+                    _set_option(node, "auto_pad", "NOTSET")
                 _set_option(node, "group", 1)
                 _set_option(node, "dilations", [1, 1])
                 _set_option(node, "kernel_shape", list(dense.shape[2:]))
@@ -581,15 +586,25 @@ def _has_holes(node) -> bool:
     return options.get("group", 1) != 1 or any(d != 1 for d in options.get("dilations", [1]))
 
 
+def _skips_rows(node, values: np.ndarray) -> bool:
+    """hls4ml 1.3.0 computes kernels of one row and several columns with its process for one dimension, which knows no
+    vertical stride: such a kernel gets a second row of zeros, and the picture a row of padding."""
+    options = attributes(node)
+    rule, down = options.get("auto_pad", b"NOTSET"), options.get("strides", [1, 1])[0]
+    return down > 1 and values.shape[2] == 1 < values.shape[3] and rule in (b"NOTSET", b"VALID", b"")
+
+
 def _dense_kernel(model, node, values: np.ndarray) -> np.ndarray | None:
-    """(O, I/group, kH, kW) -> (O, I, kH', kW') with zeros between groups and between dilated taps."""
+    """(O, I/group, kH, kW) -> (O, I, kH', kW') with zeros between groups and between dilated taps, and below a single
+    row that is moved by more than one."""
     options, channels = attributes(node), model.get_tensor_shape(node.input[0])[1]
     group, (down, right) = options.get("group", 1), options.get("dilations", [1, 1])
     outputs, inputs, height, width = values.shape
     if inputs * group != channels or outputs % group:
         return None
-    dense = np.zeros((outputs, channels, (height - 1) * down + 1, (width - 1) * right + 1))
+    rows = 2 if _skips_rows(node, values) else (height - 1) * down + 1
+    dense = np.zeros((outputs, channels, rows, (width - 1) * right + 1))
     for g in range(group):
         own = slice(g * outputs // group, (g + 1) * outputs // group)
-        dense[own, g * inputs : (g + 1) * inputs, ::down, ::right] = values[own]
+        dense[own, g * inputs : (g + 1) * inputs, : (height - 1) * down + 1 : down, ::right] = values[own]
     return dense
