@@ -187,6 +187,9 @@ class Reference:
 
     def _products(self, node, weights: np.ndarray, bias: str | None, multiply: Callable):
         kind, store = self._kind(node, self.analysis.accumulators[node.name]), self._store(node)
+        if weights.ndim == 4 and weights.shape[1] == 1 and kind == torch.float32:
+            # oneDNN, which takes float32 only, reads past the picture where one channel gives one column (torch 2.13)
+            kind = torch.float64
         source, weight_lsb = node.input[0], self.analysis.constants[node.input[1]][1]
         lsb = self._grid(node.output[0])
         if kind == torch.int64:

@@ -130,7 +130,7 @@ def page(rows: list[dict]) -> str:
     lines += [
         "",
         "Seconds: checking, planning, converting, compiling and simulating, on two shared cores. On the held-out",
-        "digits these few steps reach (trained; said to show that the networks are no noise, not as a result)",
+        "digits these few steps reach (trained; no result, and for CNV, in color, hardly more than chance)",
         ", ".join(f"{row['name']} {100 * row['accuracy']:.0f} %" for row in rows) + ".",
         "",
         f"Left to the host before the wire: {', '.join(rows[0]['front'])} (what stands before the first",

@@ -31,7 +31,6 @@ FLAGS = ("-O0", *csim.FLAGS[1:])
 
 def judge(seed: int) -> dict:
     """{"seed", "verdict": exact | refused | uniform | fault, "words", "operations", "compared"}."""
-    torch.set_num_threads(1)
     csim.FLAGS = FLAGS
     random = np.random.default_rng(seed)
     net = random_graphs.network(lambda *options: options[random.integers(len(options))], seed)
@@ -99,7 +98,8 @@ def main() -> int:
     rows = {row["seed"]: row for row in map(json.loads, lines)}
     seeds = [s for s in range(arguments.seed, arguments.seed + arguments.cases) if s not in rows]
     end = time.monotonic() + 60 * arguments.minutes
-    with ProcessPoolExecutor(arguments.processes) as pool, arguments.kept.open("a") as kept:
+    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(arguments.processes, **one_thread) as pool, arguments.kept.open("a") as kept:
         for start in range(0, len(seeds), arguments.processes):
             if time.monotonic() > end:
                 break
