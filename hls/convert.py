@@ -21,7 +21,8 @@ import jinja2
 import numpy as np
 
 from boards.errors import SlimgateError
-from hls import scales
+from hls import generated, scales
+from hls.generated import PROJECT
 from hls.graph import data_tensors, input_shape
 from hls.numerics import (
     MOST_COMPARED,
@@ -36,7 +37,6 @@ from hls.numerics import (
 )
 
 HLS4ML_VERSION = "1.3.0"
-PROJECT = "network"
 BEAT_BYTES = 8
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -49,6 +49,8 @@ class ConvertError(SlimgateError):
 
 def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -> dict:
     """Write the project for a prepared graph into ``folder``; return the wire description (``io.json``).
+
+    ``plan``: :func:`hls.plan.make_plan`; strategies, reuse factors and FIFO depths are read back as planned.
 
     ``folder/firmware`` holds hls4ml's C++ with the weights inside, ``folder`` the wrapper, ``layers.json`` which stream
     carries which tensor, ``hls.tcl`` what Vitis HLS runs. "factor" of a side: what real values are more than
@@ -66,7 +68,6 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
         warnings.simplefilter("ignore")
         graph = _to_hls4ml(model, analysis, plan, part, folder)
     layers = _check(graph, model, analysis, plan)
-    _set_fifo_depths(graph, layers, plan)
     with contextlib.redirect_stdout(log), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph.write()
@@ -101,7 +102,8 @@ def illegal_reuse_factors(plan: dict) -> list[str]:
     return [
         f"{row['name']}: {row['reuse_factor']}"
         for row in plan["layers"]
-        if not backend._validate_reuse_factor(row["n_in"], row["n_out"], row["reuse_factor"])
+        if row["strategy"] == "Resource"  # Latency takes any
+        and not backend._validate_reuse_factor(row["n_in"], row["n_out"], row["reuse_factor"])
     ]
 
 
@@ -121,7 +123,7 @@ def _to_hls4ml(model, analysis: Analysis, plan: dict, part: str, folder: Path):
             if not (len(after) == 1 and after[0].op_type == "Quant"):  # hls4ml merges the two into one
                 _dense_results[f"Dense_{node.name}"] = analysis.tensors[last.output[0]].precision()
     config = {
-        "Model": {"Precision": {"default": "fixed<62,31>"}, "ReuseFactor": 1, "Strategy": plan["strategy"]},
+        "Model": {"Precision": {"default": "fixed<62,31>"}, "ReuseFactor": 1, "Strategy": "Resource"},
         "LayerName": _layer_config(model, analysis, plan),
     }
     try:
@@ -306,7 +308,7 @@ def _layer_config(model, analysis: Analysis, plan: dict) -> dict:
     A result that only feeds a quantiser is left to hls4ml ('auto'), which then merges the two into one process; every
     other result gets the smallest type that holds all its values.
     """
-    reuse = {row["name"]: row["reuse_factor"] for row in plan["layers"]}
+    planned = {row["name"]: row for row in plan["layers"]}
     name = model.graph.input[0].name
     settings = {name: {"Precision": {"result": analysis.tensors[model.find_consumer(name).output[0]].precision()}}}
     moving = data_tensors(model)
@@ -326,8 +328,9 @@ def _layer_config(model, analysis: Analysis, plan: dict) -> dict:
         elif node.op_type == "MaxPool":
             precision["accum"] = precision["result"]
         entry = {"Precision": precision}
-        if node.name in reuse:
-            entry |= {"ReuseFactor": reuse[node.name], "Strategy": plan["strategy"]}
+        if node.name in planned:
+            row = planned[node.name]
+            entry |= {"ReuseFactor": row["reuse_factor"], "Strategy": row["strategy"]}
         for prefix in {"Conv": ("", "Conv2D_"), "MatMul": ("", "Dense_"), "Add": ("", "bn_")}.get(node.op_type, ("",)):
             settings[prefix + node.name] = entry
     return settings
@@ -371,7 +374,7 @@ def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
         for n in model.graph.node
         if n.op_type == "Quant" and n.output[0] not in analysis.constants
     }
-    planned = {row["name"]: row["reuse_factor"] for row in plan["layers"]}
+    planned = {row["name"]: row for row in plan["layers"]}
     done, rows = set(), []
     written = {_tensor_of(layer.outputs[0]) for layer in graph.get_layers()}
     for layer in graph.get_layers():
@@ -413,6 +416,7 @@ def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
                 "shape": [int(s) for s in variable.shape],
                 "precision": str(precision),
                 "reuse_factor": int(layer.get_attr("reuse_factor") or 1) if source in planned else None,
+                "strategy": planned[source]["strategy"] if source in planned else None,
             }
         )
     missing = sorted(set(planned) - done)
@@ -448,12 +452,16 @@ def _check_result(layer, precision, tensor: str, wanted: Fixed, quantizer) -> No
         )
 
 
-def _check_arithmetic(layer, source: str, reuse_factor: int, analysis: Analysis) -> None:
-    if layer.get_attr("reuse_factor") != reuse_factor:
+def _check_arithmetic(layer, source: str, row: dict, analysis: Analysis) -> None:
+    if layer.get_attr("reuse_factor") != row["reuse_factor"]:
         raise ConvertError(
-            f"hls4ml changed the reuse factor {reuse_factor} to {layer.get_attr('reuse_factor')}",
+            f"hls4ml changed the reuse factor {row['reuse_factor']} to {layer.get_attr('reuse_factor')}",
             where=f"layer {source}",
             fix="the plan must use legal reuse factors only",
+        )
+    if layer.get_attr("strategy") != row["strategy"].lower():
+        raise ConvertError(
+            f"hls4ml changed the strategy {row['strategy']} to {layer.get_attr('strategy')}", where=f"layer {source}"
         )
     accumulator = layer.types["accum_t"].precision
     if not _holds(accumulator, analysis.accumulators[source]):
@@ -497,16 +505,6 @@ def read_weights(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise ConvertError(
             f"weights/{name} is damaged: {error}", where=folder, fix="run the convert stage again"
         ) from error
-
-
-def _set_fifo_depths(graph, layers: list[dict], plan: dict) -> None:
-    whole = set(plan["fifo"]["whole_map"])
-    for layer, row in zip(graph.get_layers(), layers, strict=True):
-        inside = row["tensor"] in whole  # the graph's name: hls4ml's own is lost where it merged a quantiser
-        for variable in layer.variables.values():
-            if isinstance(getattr(variable, "pragma", None), tuple) and variable.pragma[0] == "stream":
-                tokens = math.prod(variable.shape[:-1])
-                variable.pragma = ("stream", max(2, tokens if inside else min(tokens, plan["fifo"]["chain_depth"])))
 
 
 def _overlaps(node) -> bool:
@@ -565,9 +563,9 @@ def _write_wrapper(graph, model, analysis: Analysis, plan: dict, part: str, fold
         "out_tokens": math.prod(shape[:-1]),
         "out_channels": shape[-1],
         "out_signed": bool(precision.signed),
-        "samples_in_flight": 4 + 2 * len(graph.get_layers()),
     }
     render(("slimgate_axis.h", "slimgate_axis.cpp", "hls.tcl"), values, folder)
+    generated.set_depths(folder, {name: row["depth"] for name, row in plan["fifo"].items()})
     before, after = scales.factors(model)
     beats = lambda count, size: -(-count * size // BEAT_BYTES)  # noqa: E731
     return {

@@ -33,7 +33,7 @@ SMALL_OPERAND = 9
 """Up to this width of both operands, a multiplication is built from LUTs (INDEX of the published set, pattern 10)."""
 MULTIPLYING = ("conv", "dense")
 KINDS = (*MULTIPLYING, "pool", "globalpool", "activation", "table", "softmax", "norm", "pad", "resize", "merge",
-         "clone", "reshape", "other")
+         "clone", "threshold", "reshape", "other")
 
 
 class CostError(SlimgateError):
@@ -118,6 +118,7 @@ class LayerSpec:
     fifo_depth: int | None = None
     """Tokens of the stream behind the layer; None: as many as the layer has output pixels (hls4ml's default)."""
     table_size: int = 1024
+    """Entries of a look-up table; levels of a "threshold"."""
     table_bits: int = 18
     normalized_bits: int | None = None
     parts: tuple["LayerSpec", ...] = ()
@@ -640,6 +641,11 @@ def _other_terms(layer: LayerSpec, target: Target) -> dict:
         copies = 0 if kind == "reshape" else 1
         lut = {"base": 150.0 * copies, "lane": lanes * (20.0 + layer.output_bits) * copies}
         ff = {"base": 30.0 * copies}
+    elif kind == "threshold":
+        # a comparison with a constant per channel and level, and a count of those that hold
+        steps, levels = layer.table_size, layer.table_size.bit_length()
+        lut = {"base": 150.0, "lane": lanes * steps * (layer.input_bits / 3 + 1.0)}
+        ff = {"base": 60.0, "lane": lanes * (layer.input_bits + levels * (1.0 + tight))}
     elif kind == "resize":
         row = layer.in_shape[1] if len(layer.in_shape) > 1 else 1
         held = lanes * row * layer.input_bits
@@ -653,7 +659,11 @@ def _other_terms(layer: LayerSpec, target: Target) -> dict:
 
 def fifo_terms(layer: LayerSpec, target: Target) -> dict[str, dict[str, float]]:
     """The same for the FIFOs behind a layer."""
-    count, depth, bits = fifos(layer, target)
+    return stream_terms(*fifos(layer, target), target)
+
+
+def stream_terms(count: int, depth: int, bits: int, target: Target) -> dict[str, dict[str, float]]:
+    """The same for ``count`` FIFOs of ``depth`` tokens of ``bits`` bits."""
     if not count:
         return {"lut": {}, "ff": {}}
     steps = max((depth - 1).bit_length(), 1)
@@ -713,21 +723,36 @@ def extrapolated(layers: Iterable[LayerSpec], target: Target) -> tuple[str, ...]
                      "templates, coefficients from Vivado HLS")
     if any(max(x.weight_bits, x.input_bits) <= 4 for x in work):
         found.append("4-bit products: one published row; LUT multipliers assumed under Vitis HLS")
-    if any(x.kind in ("merge", "clone", "other") for x in layers):
-        found.append("merge, clone or unknown layers: no published row")
+    if any(x.kind in ("merge", "clone", "threshold", "other") for x in layers):
+        found.append("merge, clone, threshold or unknown layers: no published row")
     if target.toolchain not in ("vivado_hls", "vitis_hls"):
         found.append(f"toolchain {target.toolchain!r}: no data")
     return tuple(found)
 
 
-def raw_layer(layer: LayerSpec, target: Target, coefficients: Mapping) -> dict[str, dict[str, float]]:
-    """Figures of one layer as HLS will report it and of its FIFOs: {"own": {quantity: value}, "fifo": {...}}."""
-    own, stream = terms(layer, target), fifo_terms(layer, target)
+Streams = Iterable[tuple[int, int]]
+"""FIFOs behind a layer: (depth in tokens, bits of a token) each."""
+
+
+def stream_figures(count: int, depth: int, bits: int, target: Target, coefficients: Mapping) -> dict[str, dict]:
+    """``count`` equal FIFOs: {"hls": {quantity: value}, "implemented": {...}}."""
+    sizes = stream_terms(count, depth, bits, target)
+    hls = {q: sum(_term(coefficients, f"{q}:{name}") * size for name, size in sizes[q].items()) for q in ("lut", "ff")}
+    hls |= {"dsp": 0.0, "bram18": float(count * fifo_bram18(depth, bits, target)) if count else 0.0}
+    left = {q: hls[q] * _term(coefficients, f"remains:{q}.fifo") for q in ("lut", "ff")}
+    # Vivado moves FIFOs up to 128 deep into LUTs
+    return {"hls": hls, "implemented": left | {"dsp": 0.0, "bram18": hls["bram18"] if depth > 128 else 0.0}}
+
+
+def raw_layer(layer: LayerSpec, target: Target, coefficients: Mapping,
+              streams: Streams | None = None) -> dict[str, dict[str, float]]:
+    """Figures of one layer as HLS will report it, of its FIFOs, and of what implementation leaves of those: {"own":
+    {quantity: value}, "fifo": {...}, "fifo_left": {...}}. ``streams``: its FIFOs where they are known one by one."""
+    own = terms(layer, target)
 
     def weigh(kind: str, sizes: dict) -> float:
         return sum(_term(coefficients, f"{kind}:{name}") * size for name, size in sizes.items())
 
-    count, depth, bits = fifos(layer, target)
     window_count, window_depth, window_bits = window_fifos(layer)
     dsp = products(layer, target)[0] if layer.kind in MULTIPLYING else 0.0
     if layer.kind == "softmax" and target.multiplier != "fabric":
@@ -739,11 +764,13 @@ def raw_layer(layer: LayerSpec, target: Target, coefficients: Mapping) -> dict[s
     memories = weight_memory(layer, target)[1] + index_memory(layer) + table_memory(layer, target)
     if target.stream:
         memories += window_count * fifo_bram18(window_depth, window_bits, replace(target, toolchain="vivado_hls"))
+    known = [fifos(layer, target)] if streams is None else [(1, depth, bits) for depth, bits in streams]
+    figures = [stream_figures(*one, target, coefficients) for one in known]
     return {
         "own": {"lut": weigh("lut", own["lut"]), "ff": weigh("ff", own["ff"]), "dsp": float(dsp),
                 "bram18": float(memories)},
-        "fifo": {"lut": weigh("lut", stream["lut"]), "ff": weigh("ff", stream["ff"]), "dsp": 0.0,
-                 "bram18": float(count * fifo_bram18(depth, bits, target)) if count else 0.0},
+        "fifo": {q: sum(f["hls"][q] for f in figures) for q in QUANTITIES},
+        "fifo_left": {q: sum(f["implemented"][q] for f in figures) for q in QUANTITIES},
     }
 
 
@@ -752,15 +779,11 @@ def remaining(layer: LayerSpec, target: Target, raw: Mapping, coefficients: Mapp
     strategy = layer.parts[0].strategy if layer.parts else layer.strategy
     share = "latency" if layer.kind in MULTIPLYING and strategy == "latency" else \
         "resource" if layer.kind in MULTIPLYING else "other"
-    value = {q: raw["own"][q] * _term(coefficients, f"remains:{q}.{share}") +
-             raw["fifo"][q] * _term(coefficients, f"remains:{q}.fifo") for q in ("lut", "ff")}
-    value["dsp"] = raw["own"]["dsp"]
-    # Vivado moves shallow memories into LUTs: words of a weight memory up to 16 deep, FIFOs up to 128
-    _, depth, _ = fifos(layer, target)
-    weights = weight_memory(layer, target)[1]
-    value["bram18"] = (raw["own"]["bram18"] - (weights if layer.factor <= 16 else 0)
-                       + (raw["fifo"]["bram18"] if depth > 128 else 0.0))
-    return value
+    value = {q: raw["own"][q] * _term(coefficients, f"remains:{q}.{share}") for q in ("lut", "ff")}
+    # Vivado moves shallow memories into LUTs: words of a weight memory up to 16 deep
+    weights = weight_memory(layer, target)[1] if layer.factor <= 16 else 0
+    value |= {"dsp": raw["own"]["dsp"], "bram18": raw["own"]["bram18"] - weights}
+    return {q: value[q] + raw["fifo_left"][q] for q in QUANTITIES}
 
 
 def design_class(layers: Iterable[LayerSpec]) -> str:
@@ -831,8 +854,9 @@ WIDEN = 1.3
 
 
 def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = False,
-             coefficients: Mapping | None = None) -> Estimate:
+             coefficients: Mapping | None = None, streams: Mapping[str, Streams] | None = None) -> Estimate:
     """Cost of a network on a target. ``platform``: add the DMA and interconnect to the implemented totals.
+    ``streams``: layer -> the FIFOs it writes, where they are known one by one.
 
     Raises :class:`CostError` for an empty network, or two layers of one name."""
     layers = list(layers)
@@ -849,7 +873,7 @@ def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = Fa
     rows: dict[str, dict] = {}
     sums = {"hls": dict.fromkeys(QUANTITIES, 0.0), "implemented": dict.fromkeys(QUANTITIES, 0.0)}
     for layer in layers:
-        raw = raw_layer(layer, target, k)
+        raw = raw_layer(layer, target, k, None if streams is None else streams.get(layer.name, ()))
         left = remaining(layer, target, raw, k)
         row: dict = {}
         for quantity in QUANTITIES:
@@ -886,11 +910,21 @@ def estimate(layers: Iterable[LayerSpec], target: Target, *, platform: bool = Fa
     return Estimate(rows, totals, latency, interval, evidence, why)
 
 
+def legal_reuse_factors(n_in: int, n_out: int) -> list[int]:
+    """Every reuse factor hls4ml 1.3.0 accepts without changing it (``FPGABackend._validate_reuse_factor``)."""
+
+    def legal(factor: int) -> bool:
+        limit = math.ceil(n_in * n_out / min(n_in, factor))
+        return (limit % n_out == 0 or factor >= n_in) and (factor % n_in == 0 or factor < n_in)
+
+    total = n_in * n_out
+    divisors = {d for i in range(1, math.isqrt(total) + 1) if total % i == 0 for d in (i, total // i)}
+    return sorted(d for d in divisors if legal(d))
+
+
 def widened(layer: LayerSpec, width: int) -> LayerSpec:
     """The layer with ``width`` output channels, at the largest reuse factor up to its own that is legal (hls4ml's
     rule), so that it is no slower."""
-    from hls.plan import legal_reuse_factors
-
     if width < 1:
         raise CostError(f"a width of {width} is not a layer", where=layer.name)
     if layer.kind not in MULTIPLYING or layer.parts:

@@ -70,8 +70,8 @@ def compile_design(project: Path, io: dict, *, trace: bool = False) -> Path:
         f"-DSLIMGATE_BEATS_IN={io['input']['beats']}",
         *(["-DSLIMGATE_TRACE"] if trace else []),
     ]
-    network = _network_unit(project)
-    covered = [_compiler_version(gxx), *flags, network, inspect.getsource(_faster_types)]
+    network = network_unit(project)
+    covered = [compiler_version(gxx), *flags, network, inspect.getsource(faster_types)]
     key = hashlib.sha256("\0".join(covered).encode())
     for folder in (project, TEMPLATES / "csim"):
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h", ".cpp")):
@@ -82,7 +82,7 @@ def compile_design(project: Path, io: dict, *, trace: bool = False) -> Path:
     return library
 
 
-def _network_unit(project: Path) -> str:
+def network_unit(project: Path) -> str:
     """One translation unit: the generated network with its weights inside.
 
     hls4ml's C++ reads weights from text files when not synthesised; here the very initialisers that synthesis sees are
@@ -125,7 +125,7 @@ template <class T, size_t SIZE> void load_embedded_weights(T *w, const char *fil
 """
 
 
-def _compiler_version(gxx: str) -> str:
+def compiler_version(gxx: str) -> str:
     return subprocess.run([gxx, "--version"], capture_output=True, text=True, check=True).stdout
 
 
@@ -135,7 +135,7 @@ def _compile(gxx: str, flags: list[str], project: Path, network: str, library: P
         (Path(scratch) / "network_unit.cpp").write_text(network)
         made = Path(scratch) / "design.so"
         firmware = project / "firmware"
-        _faster_types(firmware / "ap_types", Path(scratch) / "ap_types")
+        faster_types(firmware / "ap_types", Path(scratch) / "ap_types")
         command = [
             gxx,
             *flags,
@@ -162,7 +162,7 @@ def _compile(gxx: str, flags: list[str], project: Path, network: str, library: P
         made.replace(library)
 
 
-def _faster_types(source: Path, target: Path) -> None:
+def faster_types(source: Path, target: Path) -> None:
     """Copy the C simulation's ap_types with one overload added.
 
     ``clearUnusedBits`` is declared ``volatile`` only, so every arithmetic result takes a trip through memory. The copy

@@ -36,10 +36,10 @@ import numba
 import numpy as np
 
 from boards.errors import SlimgateError
-from hls import cost, generated
+from hls import cost, generated, layers
 from hls.generated import INPUT, LASTS, OUTPUT
-from hls.graph import data_tensors, input_shape
-from hls.numerics import MOST_COMPARED, Analysis, attributes, pad_amounts, resize_factors
+from hls.layers import Described
+from hls.numerics import Analysis
 
 #: The least depth a FIFO is given, in tokens: what hls::stream has by default.
 FLOOR = 2
@@ -537,179 +537,34 @@ def plan_depths(network: Network) -> Depths:
 def from_graph(model, analysis: Analysis, plan: dict, timing: Timing | None = None) -> Network:
     """The processes hls4ml will make of a prepared graph, and the wrapper around them.
 
-    ``plan``: reuse factors and strategies (``plan["layers"]``). Raises :class:`DataflowError` for an operation whose
-    process is not known. Tests hold this equal to `from_project`.
+    ``plan``: reuse factors and strategies (``plan["layers"]``). Raises :class:`hls.layers.LayersError` for an operation
+    whose process is not known. Tests hold this equal to `from_project`.
     """
-    return Network(*_Builder(model, analysis, plan).build(), timing or Timing())
+    rows = {row["name"]: row for row in plan["layers"]}
+    found = layers.describe(model, analysis)
+    return from_layers([x.folded(rows[x.name]["strategy"], rows[x.name]["reuse_factor"]) if x.name in rows else x
+                        for x in found], timing)
 
 
-#: Operations that are only another name for the same stream.
-ALIASES = ("Flatten", "Reshape", "Identity")
-
-
-class _Builder:
-    def __init__(self, model, analysis: Analysis, plan: dict):
-        self.model, self.analysis, self.moving = model, analysis, data_tensors(model)
-        self.rows = {row["name"]: row for row in plan["layers"]}
-        self.processes: list[tuple[str, str, dict, list[str]]] = []  # name, kind, shape, tensors read
-        self.source: dict[str, str] = {}  # tensor -> process that makes it
-        self.bits: dict[str, int] = {}  # process -> bits of a token it writes
-
-    def build(self) -> tuple[list[Process], dict[str, int]]:
-        shape = input_shape(self.model)
-        name = self.model.graph.input[0].name
-        first = self.model.find_consumer(name).output[0]
-        self._add(INPUT, "unpack", {"tokens": math.prod(shape[:-1]), "cycles": 1 if 8 * shape[-1] <= 64 else
-        shape[-1]},
-                  [], first)
-        self.source[name] = INPUT
-        merged = set()
-        for node in self.model.graph.node:
-            if node.output[0] not in self.moving or node.name in merged:
-                continue
-            reads = [t for t in node.input if t in self.moving]
-            if node.op_type in ALIASES or (node.op_type == "Quant" and reads == [name]):
-                self.source[node.output[0]] = self.source[reads[0]]
-                continue
-            output = node.output[0]
-            for follower in self._merged(node):
-                merged.add(follower.name)
-                output = follower.output[0]
-            self._node(node, reads, output)
-        output = self.model.graph.output[0].name
-        shape = self.model.get_tensor_shape(output)
-        self.processes.append((OUTPUT, "pack", {"tokens": math.prod(shape[1:-1]), "cycles": shape[-1]}, [output]))
-        return self._connected()
-
-    def _merged(self, node):
-        """Nodes hls4ml makes part of this one: a dense layer's bias, and the quantiser behind a layer."""
-        at, found = node, []
-        while at.op_type in ("Conv", "MatMul", "Relu", "Add"):
-            users = self.model.find_consumers(at.output[0]) or []
-            if len(users) != 1:
-                break
-            bias = at.op_type == "MatMul" and users[0].op_type == "Add" and users[0].input[1] not in self.moving
-            if not bias and (users[0].op_type != "Quant" or (at is node and at.op_type == "Add")):
-                break
-            at = users[0]
-            found.append(at)
-        return found
-
-    def _add(self, name: str, kind: str, shape: dict, reads: list[str], output: str) -> None:
-        self.processes.append((name, kind, shape, reads))
-        self.source[output] = name
-        fixed = self.analysis.tensors[output]
-        self.bits[name] = fixed.bits * self.model.get_tensor_shape(output)[-1]
-
-    def _node(self, node, reads: list[str], output: str) -> None:
-        shape = self.model.get_tensor_shape(reads[0])[1:]
-        options, row = attributes(node), self.rows.get(node.name)
-        tokens = math.prod(shape[:-1])
-        if node.op_type == "Conv":
-            top, left, bottom, right = options.get("pads", [0, 0, 0, 0])
-            kernel, strides = options["kernel_shape"], options.get("strides", [1, 1])
-            if any((top, left, bottom, right)):
-                padding = {"height": shape[0], "width": shape[1], "top": top, "bottom": bottom, "left": left,
-                           "right": right}
-                padded = f"{reads[0]} padded for {node.name}"
-                self.processes.append((f"zp2d_{node.name}", "pad", padding, reads))
-                self.source[padded] = f"zp2d_{node.name}"
-                self.bits[f"zp2d_{node.name}"] = self.bits[self.source[reads[0]]]
-                reads, shape = [padded], [shape[0] + top + bottom, shape[1] + left + right, shape[2]]
-            window = {"height": shape[0], "width": shape[1], "kernel_height": kernel[0], "kernel_width": kernel[1],
-                      "stride_height": strides[0], "stride_width": strides[1],
-                      "pointwise": int(tuple(kernel) == (1, 1) and options.get("group", 1) == 1),
-                      "resource": int(row["strategy"] == "Resource"), "reuse_factor": row["reuse_factor"]}
-            self._add(node.name, "convolution", window, reads, output)
-        elif node.op_type in ("MaxPool", "AveragePool"):
-            kernel = options["kernel_shape"]
-            strides = options.get("strides", kernel)
-            self._add(node.name, "pooling", {"height": shape[0], "width": shape[1], "kernel_height": kernel[0],
-                                             "kernel_width": kernel[1], "stride_height": strides[0],
-                                             "stride_width": strides[1], "pointwise": 0}, reads, output)
-        elif node.op_type == "MatMul":
-            stream = math.prod(self._stream_shape(reads[0])[:-1])
-            self._add(node.name, "gather", {"tokens": stream, "reuse_factor": row["reuse_factor"]}, reads, output)
-        elif node.op_type == "GlobalAveragePool":
-            self._add(node.name, "gather", {"tokens": tokens, "reuse_factor": 1}, reads, output)
-        elif node.op_type == "Add" and len(reads) == 2:
-            self._add(node.name, "merge", {"tokens": tokens}, reads, output)
-        elif node.op_type == "Concat" and len(reads) == 2:
-            self._concat(node, reads, output, options["axis"])
-        elif node.op_type == "Pad":
-            top, left, bottom, right = pad_amounts(self.model, node)[0]
-            self._add(node.name, "pad", {"height": shape[0], "width": shape[1], "top": top, "bottom": bottom,
-                                         "left": left, "right": right}, reads, output)
-        elif node.op_type == "Resize":
-            down, across = resize_factors(self.model, node)
-            self._add(node.name, "upsample", {"height": shape[0], "width": shape[1], "factor_height": down,
-                                              "factor_width": across}, reads, output)
-        elif node.op_type == "MultiThreshold" and (
-            steps := self.model.get_initializer(node.input[1]).shape[1]) > MOST_COMPARED:
-            self._add(node.name, "search", {"tokens": tokens, "bits": steps.bit_length()}, reads, output)
-        elif node.op_type in ("Relu", "MultiThreshold", "Quant"):  # a quantiser in no layer becomes an activation
-            name = f"{node.name}_act" if node.op_type == "Quant" else node.name
-            self._add(name, "elementwise", {"tokens": tokens}, reads, output)
-        else:
-            raise DataflowError(f"the process of operation {node.op_type} is not known", where=f"node {node.name}",
-                                fix="use operations that hls4ml's Vitis backend carries as streams")
-
-    def _concat(self, node, reads, output, axis: int) -> None:
-        shapes = [self.model.get_tensor_shape(t)[1:] for t in reads]
-        axis = axis - 1 if axis > 0 else axis + len(shapes[0])
-        if axis == len(shapes[0]) - 1:
-            self._add(node.name, "merge", {"tokens": math.prod(shapes[0][:-1])}, reads, output)
-            return
-        turns = math.prod(shapes[0][:axis])
-        first, second = (math.prod(s[axis:-1]) for s in shapes)
-        self._add(node.name, "concatenate", {"first": first, "second": second, "turns": turns}, reads, output)
-
-    def _stream_shape(self, tensor: str) -> list[int]:
-        """The shape that flows: flattening is only another name for the same tokens."""
-        while (node := self.model.find_producer(tensor)) is not None and node.op_type in ALIASES:
-            tensor = node.input[0]
-        return self.model.get_tensor_shape(tensor)[1:]
-
-    def _connected(self) -> tuple[list[Process], dict[str, int]]:
-        """Name the FIFOs, with a clone where several processes read one."""
-        readers: dict[str, list[str]] = {}
-        for name, _, _, reads in self.processes:
-            for tensor in reads:
-                readers.setdefault(self.source[tensor], []).append(name)
-        made: list[Process] = []
-        inputs: dict[tuple[str, str], list[str]] = {}  # (producer, consumer) -> FIFOs
-        bits: dict[str, int] = {LASTS: 1}
-        tokens: dict[str, int] = {}
-        for name, kind, shape, reads in self.processes:
-            taken = [inputs[(self.source[t], name)].pop(0) for t in reads]
-            users = readers.get(name, [])
-            count = _tokens_out(kind, shape)
-            tokens[name] = count
-            writer, outputs = name, []
-            if len(users) > 1:
-                writer = f"clone_{GRAPH_INPUT if name == INPUT else name}"
-                outputs = [f"{name}->{writer}"]
-            fifos = distinct(f"{writer}->{user}" for user in users)
-            for user, fifo in zip(users, fifos, strict=True):
-                inputs.setdefault((name, user), []).append(fifo)
-            bits |= dict.fromkeys([*fifos, *outputs], self.bits.get(name))
-            lasts = [LASTS] if kind == "unpack" else []
-            made.append(Process(name, kind, shape, tuple(taken + ([LASTS] if kind == "pack" else [])),
-                                tuple((outputs or fifos) + lasts)))
-            if len(users) > 1:
-                copies = {"tokens": count, "copies": len(users)}
-                made.append(Process(writer, "clone", copies, tuple(outputs), tuple(fifos)))
-        return made, bits
-
-
-#: What hls4ml calls the input of a prepared graph.
-GRAPH_INPUT = "global_in"
-
-
-def _tokens_out(kind: str, shape: dict) -> int:
-    if kind == "pack":
-        return 0
-    return int(np.sum(FIRINGS[kind](shape, Timing())[1] & 1))
+def from_layers(found: Iterable[Described], timing: Timing | None = None) -> Network:
+    """The network of described processes (:func:`hls.layers.describe`), its FIFOs named ``writer->reader``."""
+    found = list(found)
+    readers: dict[str, list[str]] = {}
+    for item in found:
+        for name in item.reads:
+            readers.setdefault(name, []).append(item.name)
+    inputs: dict[tuple[str, str], list[str]] = {}  # (writer, reader) -> FIFOs
+    made, bits = [], {LASTS: 1}
+    for item in found:
+        taken = [inputs[(name, item.name)].pop(0) for name in item.reads] + ([LASTS] if item.kind == "pack" else [])
+        users = readers.get(item.name, [])
+        fifos = distinct(f"{item.name}->{user}" for user in users)
+        for user, fifo in zip(users, fifos, strict=True):
+            inputs.setdefault((item.name, user), []).append(fifo)
+        bits |= dict.fromkeys(fifos, item.token_bits)
+        made.append(Process(item.name, item.kind, dict(item.shape), tuple(taken),
+                            tuple(fifos + ([LASTS] if item.kind == "unpack" else []))))
+    return Network(made, bits, timing or Timing())
 
 
 def distinct(names: Iterable[str]) -> list[str]:

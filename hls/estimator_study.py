@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hls import cost, dataflow
-from hls.cost import LayerSpec
+from hls.cost import LayerSpec, legal_reuse_factors
 from hls.dataflow import LASTS, Network, Process
 from hls.estimator import (
     Design,
@@ -27,7 +27,6 @@ from hls.estimator import (
     rows_of,
     weighted_quantile,
 )
-from hls.plan import legal_reuse_factors
 
 TOTALS = ("lut", "ff", "dsp", "bram18", "latency", "interval")
 

@@ -86,8 +86,8 @@ def build(project: Path) -> Threaded:
     design = generated.read(project)
     _own_state(design, project)
     network, wrapper = _threaded_network(design), _threaded_wrapper(project)
-    gxx, unit = csim.compiler(), csim._network_unit(project)
-    key = hashlib.sha256("\0".join([csim._compiler_version(gxx), *FLAGS, unit, network, wrapper]).encode())
+    gxx, unit = csim.compiler(), csim.network_unit(project)
+    key = hashlib.sha256("\0".join([csim.compiler_version(gxx), *FLAGS, unit, network, wrapper]).encode())
     for folder in (project, THREADS, TEMPLATES / "csim"):
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h", ".cpp")):
             key.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
@@ -136,7 +136,7 @@ def _compile(gxx: str, project: Path, units: dict[str, str], program: Path) -> N
     with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
         for name, text in units.items():
             (Path(scratch) / name).write_text(text)
-        csim._faster_types(firmware / "ap_types", Path(scratch) / "ap_types")
+        csim.faster_types(firmware / "ap_types", Path(scratch) / "ap_types")
         folders = (THREADS, TEMPLATES / "csim", project, firmware, Path(scratch) / "ap_types")
         # one unit: the headers take most of the time
         whole = "".join(f'#include "{unit}"\n' for unit in ("network_unit.cpp", "slimgate_axis.cpp", "main.cpp"))

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field, replace
 from ortools.sat.python import cp_model
 
 from boards.errors import SlimgateError
+from hls.cost import LayerSpec, legal_reuse_factors
 from hls.dataflow import FIRINGS, Network, Process, cycles
-from hls.plan import Layer, legal_reuse_factors, lut_per_multiplier
+from hls.layers import Described
 
 RESOURCES = ("lut", "ff", "dsp", "bram18")
 #: The Latency strategy unrolls every multiplication; beyond this many the tools do not finish.
@@ -49,8 +50,8 @@ class Option:
 
 #: Layer -> its options.
 Choices = dict[str, list[Option]]
-#: (layer, reuse factor, strategy) -> resource -> amount.
-Cost = Callable[[Layer, int, str], Mapping[str, float]]
+#: A layer with its strategy and reuse factor -> resource -> amount.
+Cost = Callable[[LayerSpec], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -72,52 +73,49 @@ class Folding:
 # --------------------------------------------------------------------------- options
 
 
-def textbook_cost(layer: Layer, reuse_factor: int, strategy: str) -> dict[str, float]:
-    """Resources of a layer by textbook figures, no fit: LUT multipliers and adders; weights in BRAM, 36 bits wide and
-    512 deep per BRAM18, where they are read in turns."""
-    multipliers = layer.multipliers(reuse_factor)
-    lut = multipliers * lut_per_multiplier(layer)
-    width = multipliers * layer.weight_bits
-    memory = strategy == "Resource" and reuse_factor > 1
-    return {"lut": lut, "ff": 2 * multipliers * layer.accumulator_bits, "dsp": 0,
-            "bram18": math.ceil(width / 36) * math.ceil(reuse_factor / 512) if memory else 0}
-
-
-def legal_options(layer: Layer, strategies: Iterable[str] = ("Resource",)) -> list[tuple[str, int]]:
+def legal_options(layer: LayerSpec, strategies: Iterable[str] = ("Resource",),
+                  wanted: int | None = None) -> list[tuple[str, int]]:
     """(strategy, reuse factor) that hls4ml builds as asked: its legal factors for Resource; unrolled for Latency, where
-    a larger factor does not promise fewer multipliers."""
+    a larger factor does not promise fewer multipliers. ``wanted``: only this factor, which Latency takes as it is."""
     found = []
     for strategy in strategies:
         if strategy == "Resource":
-            found += [(strategy, factor) for factor in legal_reuse_factors(layer.n_in, layer.n_out)]
+            factors = legal_reuse_factors(layer.n_in, layer.n_out)
+            found += [(strategy, factor) for factor in factors if wanted in (None, factor)]
         elif strategy == "Latency":
-            found += [(strategy, 1)] if layer.weights <= MOST_UNROLLED else []
+            found += [(strategy, wanted or 1)] if layer.weights <= MOST_UNROLLED else []
         else:
             raise FoldingError(f"no strategy is called {strategy!r}", fix="Resource or Latency")
     return found
 
 
-def choices_of(network: Network, layers: Iterable[Layer], cost: Cost = textbook_cost, *,
-               strategies: Iterable[str] = ("Resource",), pinned: Mapping[str, int] | None = None) -> Choices:
+def choices_of(network: Network, layers: Iterable[LayerSpec], cost: Cost, *,
+               strategies: Iterable[str] | Mapping[str, Iterable[str]] = ("Resource",),
+               pinned: Mapping[str, int] | None = None) -> Choices:
     """Every useful option of every layer: those no other option of the layer beats in cycles and in all resources.
 
-    ``pinned``: layer -> reuse factor that was asked for. Raises :class:`FoldingError` when it is not legal.
+    ``strategies``: to choose from, for all layers or by layer. ``pinned``: layer -> reuse factor that was asked for.
+    Raises :class:`FoldingError` when it is not legal.
     """
     processes = {p.name: p for p in network.processes}
     pinned, found = dict(pinned or {}), {}
     for layer in layers:
-        legal = legal_options(layer, strategies)
-        if (wanted := pinned.pop(layer.name, None)) is not None:
-            near = sorted({f for _, f in legal}, key=lambda f, w=wanted: abs(f - w))[:4]
-            legal = [(s, f) for s, f in legal if f == wanted]
-            if not legal:
-                raise FoldingError(f"reuse factor {wanted} is not legal for layer {layer.name}", where="[hls]",
-                                   fix=f"legal and near: {', '.join(map(str, sorted(near)))}")
+        allowed = tuple(strategies[layer.name] if isinstance(strategies, Mapping) else strategies)
+        wanted = pinned.pop(layer.name, None)
+        legal, every = legal_options(layer, allowed, wanted), legal_reuse_factors(layer.n_in, layer.n_out)
+        if wanted is not None and "Resource" in allowed and wanted not in every:
+            near = sorted(sorted(every, key=lambda f, w=wanted: abs(f - w))[:4])
+            raise FoldingError(f"reuse factor {wanted} is not legal for layer {layer.name}", where="[hls]",
+                               fix=f"legal and near: {', '.join(map(str, near))}")
         if not legal:
             raise FoldingError(f"{layer.weights} multiplications cannot be unrolled ({MOST_UNROLLED} at most)",
                                where=layer.name, fix="use the Resource strategy")
-        options = [Option(s, f, cycles(folded(processes[layer.name], s, f), network.timing),
-                          {r: math.ceil(v) for r, v in cost(layer, f, s).items()}) for s, f in legal]
+        options = []
+        for strategy, factor in legal:
+            spec = replace(layer, strategy=strategy.lower(), reuse_factor=factor)
+            options.append(Option(strategy, factor, cycles(folded(processes[layer.name], strategy, factor),
+                                                           network.timing),
+                                  {r: math.ceil(v) for r, v in cost(spec).items()}))
         found[layer.name] = undominated(options)
     if pinned:
         raise FoldingError(f"no layer is called {min(pinned)}", where="[hls.layers]",
@@ -261,7 +259,8 @@ def _tidy(choices, limit, board, best: Folding, floor: int) -> Folding:
 
 def cheapest(choices: Choices, interval: int, board: Mapping[str, int], *, floor: int = 0) -> Folding:
     """The plan of least resources (sum of the fractions of ``board`` used) among those no slower than ``interval``
-    cycles a frame; whether it fits the board is for the caller to see in ``used``.
+    cycles a frame; whether it fits the board is for the caller to see in ``used``. What fits goes first: of two plans
+    the one that overshoots no resource of ``board`` is taken.
 
     Raises :class:`FoldingError` when a layer cannot be that fast at any cost.
     """
@@ -272,11 +271,12 @@ def cheapest(choices: Choices, interval: int, board: Mapping[str, int], *, floor
         if (best := min(o.cycles for o in options)) > interval:
             raise FoldingError(f"layer {name} takes {best} cycles a frame at its fastest, {interval} are asked for",
                                where=name, fix="fewer frames per second, a faster clock, or fewer pixels at this layer")
-    problem = _Model(choices, None).within(interval)
-    chosen, proven = problem.minimize(problem.share(board), PROOF_EFFORT)
-    if chosen is None:
-        raise _unsolved()
-    return _result(chosen, floor, proven, proven)
+    for limit in (board, None):
+        problem = _Model(choices, limit).within(interval)
+        chosen, proven = problem.minimize(problem.share(board), PROOF_EFFORT)
+        if chosen is not None:
+            return _result(chosen, floor, proven, proven)
+    raise _unsolved()
 
 
 def interval_for(frames_per_second: float, clock_mhz: float) -> int:
@@ -364,7 +364,8 @@ def _predecessors(network: Network, layers: set[str]) -> dict[str, set[str]]:
 
 @dataclass(frozen=True)
 class Shortage:
-    """``resource`` is short by ``missing`` of ``available`` even at the cheapest choice; ``layer`` takes ``takes``."""
+    """Even at the cheapest choice ``resource`` is short by ``missing`` beyond the ``available``; ``layer`` takes most
+    of it, ``takes``."""
 
     resource: str
     available: int
@@ -375,32 +376,39 @@ class Shortage:
 
 
 class DoesNotFit(FoldingError):
-    """No plan fits; ``shortage`` says why."""
+    """No plan fits; ``shortage`` says why, ``chosen`` is the plan that overshoots least."""
 
-    def __init__(self, shortage: Shortage):
+    exit_code = 1
+
+    def __init__(self, shortage: Shortage, chosen: Mapping[str, Option] | None = None):
         s = shortage
         super().__init__(
-            f"no plan fits: {s.resource.upper()} is short by {s.missing} of {s.available} even at the cheapest choice "
-            f"of reuse factors; layer {s.layer} takes most of it ({s.takes})",
+            f"no plan fits: an estimated {s.available + s.missing:,} {s.resource.upper()} are needed at least, "
+            f"{s.missing:,} more than the {s.available:,} allowed; {s.layer} takes most of them ({s.takes:,})",
             where=s.layer,
-            fix="; ".join(s.changes) if s.changes else "narrower layers, fewer bits or a larger board",
+            fix="one of: " + "; ".join(s.changes) if s.changes else "narrower layers, fewer bits or a larger board",
         )
-        self.shortage = s
+        self.shortage, self.chosen = shortage, chosen
 
 
 def shortage(choices: Choices, limit: Mapping[str, int], changes: Iterable[str] = ()) -> DoesNotFit:
     """What is short when nothing fits: the plan that overshoots its limits least tells."""
     problem = _Model(choices, None)
-    over = problem.model.new_int_var(0, 10**12, "over")
+    excess = problem.model.new_int_var(0, 10**12, "excess")
     for resource in RESOURCES:
         room = max(limit[resource], 1)
-        problem.model.add(problem.total(resource) * UNIT <= (over + UNIT) * room)
-    chosen, _ = problem.minimize(over, TIDY_EFFORT)
+        problem.model.add(problem.total(resource) * UNIT <= (excess + UNIT) * room)
+    chosen, _ = problem.minimize(excess, TIDY_EFFORT)
+    return over(chosen, limit, changes)
+
+
+def over(chosen: Mapping[str, Option], limit: Mapping[str, int], changes: Iterable[str] = ()) -> DoesNotFit:
+    """What a choice is short of."""
     used = _used(chosen)
     resource = max(RESOURCES, key=lambda r: (used[r] - limit[r]) / max(limit[r], 1))
     layer = max(chosen, key=lambda n: chosen[n].cost.get(resource, 0))
     return DoesNotFit(Shortage(resource, limit[resource], used[resource] - limit[resource], layer,
-                               chosen[layer].cost.get(resource, 0), tuple(changes)))
+                               chosen[layer].cost.get(resource, 0), tuple(changes)), chosen)
 
 
 def fits(choices: Choices, limit: Mapping[str, int]) -> bool:
@@ -411,39 +419,63 @@ def fits(choices: Choices, limit: Mapping[str, int]) -> bool:
     return chosen is not None
 
 
-#: One change of the network or the board: (how it reads, the choices and limits it leads to).
-Change = tuple[str, Choices, Mapping[str, int]]
-
-
-def nearest_changes(families: Mapping[str, Iterable[Change]]) -> list[str]:
-    """Of each family, ordered from near to far, the first change with which a plan fits; computed, not guessed."""
-    found = []
-    for name, changes in families.items():
-        near = next((text for text, choices, limit in changes if fits(choices, limit)), None)
-        found.append(near if near is not None else f"no change of {name} alone is enough")
-    return found
-
-
-def fewer_bits(layers: list[Layer]) -> Iterator[tuple[str, list[Layer]]]:
-    """One bit less at a time for weights and activations, down to 2; the network's input keeps its bits."""
+def fewer_bits(found: list[Described]) -> Iterator[tuple[str, list[Described]]]:
+    """One bit less at a time for weights and activations, down to 2; the network's input and its raw outputs keep
+    theirs."""
+    last = _last(found)
     for less in range(1, 8):
-        made = [replace(x, weight_bits=max(2, x.weight_bits - less),
-                        input_bits=x.input_bits if i == 0 else max(2, x.input_bits - less),
-                        accumulator_bits=max(4, x.accumulator_bits - 2 * less)) for i, x in enumerate(layers)]
-        if all(a == b for a, b in zip(made, layers, strict=True)):
+        made: dict[str, Described] = {}
+        for item in found:
+            spec = item.spec
+            source = made[item.reads[0]].spec.output_bits if item.reads else spec.input_bits
+            keeps = not item.reads or item.name in last or spec.output_bits <= 2
+            changes = {"input_bits": source, "output_bits": spec.output_bits if keeps else
+                       max(2, spec.output_bits - less) if item.multiplies or spec.kind == "activation" or
+                       spec.kind == "threshold" else source}
+            if item.multiplies:
+                bits = max(2, spec.weight_bits - less)
+                saved = spec.weight_bits - bits + spec.input_bits - source
+                changes |= {"weight_bits": bits, "accumulator_bits": max(4, spec.accumulator_bits - saved),
+                            "powers_of_two": None, "csd_digits": None,
+                            "used_weight_bits": min(bits, spec.used_weight_bits or bits)}
+            made[item.name] = replace(item, spec=replace(spec, **changes))
+        if all(made[x.name].spec == x.spec for x in found):
             return
-        yield f"{less} bit{'s' if less > 1 else ''} less for weights and activations", made
+        yield f"{less} bit{'s' if less > 1 else ''} less for weights and activations", list(made.values())
 
 
-def narrower(layers: list[Layer], channels_in: Mapping[str, int]) -> Iterator[tuple[str, list[Layer]]]:
-    """Every hidden layer narrower, in steps of 5 %. ``channels_in``: layer -> input channels; the network's inputs and
-    outputs keep their number."""
-    first, last = layers[0], layers[-1]
+def narrower(found: list[Described]) -> Iterator[tuple[str, list[Described]]]:
+    """Every hidden layer narrower, in steps of 5 %; the network's inputs and outputs keep their number."""
+    last = _last(found)
     for percent in range(95, 4, -5):
-        thin = lambda n, p=percent: max(1, math.floor(n * p / 100))  # noqa: E731
-        made = []
-        for x in layers:
-            channels = channels_in[x.name]
-            kept = channels if x is first else thin(channels)
-            made.append(replace(x, n_in=x.n_in // channels * kept, n_out=x.n_out if x is last else thin(x.n_out)))
-        yield f"{percent} % of the width of every hidden layer", made
+        made: dict[str, Described] = {}
+        for item in found:
+            spec = item.spec
+            if not item.reads:
+                made[item.name] = item
+                continue
+            sources = [made[name].spec.channels for name in item.reads]
+            channels, before = sources[0], spec.in_shape[-1]
+            if item.multiplies:
+                width = spec.n_out if item.name in last else max(1, math.floor(spec.n_out * percent / 100))
+                n_in = spec.n_in // before * channels
+                changes = {"n_in": n_in, "n_out": width, "weights": n_in * width, "nonzeros": None,
+                           "powers_of_two": None, "csd_digits": None}
+            else:
+                width, changes = sum(sources) if item.operation == "Concat" else channels, {}
+            made[item.name] = replace(item, spec=replace(spec, in_shape=(*spec.in_shape[:-1], channels),
+                                                         out_shape=(*spec.out_shape[:-1], width), **changes))
+        yield f"{percent} % of the width of every hidden layer", list(made.values())
+
+
+def _last(found: list[Described]) -> set[str]:
+    """The layers whose outputs reach the network's without another layer of weights, and what lies behind them."""
+    last: set[str] = set()
+    todo = [found[-1].name]
+    by_name = {x.name: x for x in found}
+    while todo:
+        item = by_name[todo.pop()]
+        if item.name not in last:
+            last.add(item.name)
+            todo += () if item.multiplies else item.reads
+    return last

@@ -271,7 +271,7 @@ def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=N
     network = examine(path)
     model, analysis = network.model, network.analysis
     values = read_inputs(inputs, network)
-    plan = make_plan(model, analysis, lut=board.resources["lut"], clock_mhz=float(board.clock_mhz))
+    plan = make_plan(model, analysis, board=board, over_budget=True)  # codes do not depend on the room
     if illegal := illegal_reuse_factors(plan):
         raise VerifyError("the plan has illegal reuse factors: " + ", ".join(illegal), where=path, fix="report it")
     codes = wire_codes(network, values)
@@ -317,7 +317,7 @@ def verify(path: Path, inputs: Path, board, *, say=lambda text: None, progress=N
         "agreement": agreement, "host": list(network.host), "front": front_operations(model),
         **{key: sum(mode[key] for mode in modes) for key in ("compared", "mismatches")},
         "evidence": "simulated", "widest_accumulator": analysis.widest_accumulator,
-        "plan": plan["totals"] | {"evidence": plan["evidence"]}, "io": io, "board": board.name,
+        "plan": plan["totals"] | {key: plan[key] for key in ("evidence", "fits")}, "io": io, "board": board.name,
         "outputs": outputs, "census": census,
     }  # fmt: skip
 

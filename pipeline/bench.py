@@ -65,7 +65,7 @@ def csim_against_hls4ml(name: str, shape: tuple[int, int, int], samples: int, ro
     """Seconds of both sides, alternating ``rounds`` times over the same ``samples`` pictures, and their ratios."""
     prepared, analysis = network(name, shape, folder)
     board = load_board("pynq-z2")
-    plan = make_plan(prepared, analysis, lut=board.resources["lut"], clock_mhz=board.clock_mhz)
+    plan = make_plan(prepared, analysis, board=board, over_budget=True)
     began = time.perf_counter()
     io = convert(prepared, analysis, plan, part=board.part, folder=folder / name)
     library = csim.compile_design(folder / name, io)
@@ -189,7 +189,7 @@ def machine() -> dict:
         "python": platform.python_version(),
         "system": platform.platform(),
         "load": os.getloadavg()[0],
-        "g++": csim._compiler_version(csim.compiler()).splitlines()[0],
+        "g++": csim.compiler_version(csim.compiler()).splitlines()[0],
         **{name: metadata.version(name) for name in ("torch", "qonnx", "onnxruntime")},
     }
 
@@ -230,7 +230,7 @@ def page(machine: dict, results: list[dict], quick: bool, growth: list[dict], ma
         *rows,
         "",
         "Two things make the difference: copies of the design run on all cores, and the C simulation's copy of",
-        "`ap_types` keeps results in registers (`hls.csim._faster_types`).",
+        "`ap_types` keeps results in registers (`hls.csim.faster_types`).",
         "",
         "## Integer reference against qonnx",
         "",

@@ -156,13 +156,17 @@ class Export(_Section):
 
 
 class LayerHls(_Section):
-    reuse_factor: ReuseFactor
+    reuse_factor: ReuseFactor | None = None
+    strategy: Literal["auto", "Resource", "Latency"] | None = None
 
 
 class Hls(_Section):
     clock_mhz: Annotated[float, Field(ge=1, le=1000)] | None = None
-    strategy: Literal["Resource", "Latency"] = "Resource"
+    strategy: Literal["auto", "Resource", "Latency"] = "auto"
     reuse_factor: Literal["auto"] | ReuseFactor = "auto"
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    objective: Literal["interval", "latency"] = "interval"
+    frames_per_second: Annotated[float, Field(gt=0, le=1e9)] | None = None
     layers: dict[str, LayerHls] = {}
 
 

@@ -73,10 +73,10 @@ STAGES = [
         needs=("export",),
         makes=("plan.json",),
         metrics=("initiation_interval_cycles", "widest_accumulator"),
-        gates=("reuse factors are legal",),
+        gates=("reuse factors are legal", "the design fits the board"),
         config=("board", "hls"),
-        tools=("hls4ml", "qonnx", "onnx", "onnxruntime", "jinja2", "numpy"),
-        sources=("boards/{board}.toml",),
+        tools=("hls4ml", "qonnx", "onnx", "onnxruntime", "ortools", "numba", "jinja2", "numpy"),
+        sources=("boards/{board}.toml", "hls/data/cost_coefficients.json"),
     ),
     Stage(
         "convert",
@@ -96,7 +96,7 @@ STAGES = [
         metrics=("csim_mismatches", "accuracy_test"),
         gates=(
             "scales agree", "C simulation equals the trained network", "the simulated project is the converted one",
-            "the integer reference equals the trained network", "codes are diverse",
+            "FIFOs are deep enough", "the integer reference equals the trained network", "codes are diverse",
         ),
         config=("seed", "csim"),
         tools=("g++", "hls4ml", "qonnx", "onnx", "onnxruntime", "torch", "jinja2", "numpy"),

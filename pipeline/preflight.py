@@ -12,7 +12,8 @@ import torch
 
 from boards.errors import SlimgateError
 from hls import graph, numerics
-from hls.plan import layers_of, legal_reuse_factors
+from hls.cost import legal_reuse_factors
+from hls.layers import describe
 from pipeline import models
 from pipeline.export import export
 from pipeline.quantize import bits_of, calibrate, twin
@@ -41,7 +42,7 @@ def check(recipe, board) -> dict:
         export(network.eval(), shape, Path(scratch) / "untrained.onnx")
         prepared = graph.prepare(graph.load(Path(scratch) / "untrained.onnx"))
     analysis = numerics.analyze(prepared)
-    layers = {layer.name: layer for layer in layers_of(prepared, analysis)}
+    layers = {item.name: item.spec for item in describe(prepared, analysis) if item.multiplies}
     asked = {} if recipe.hls.reuse_factor == "auto" else dict.fromkeys(layers, ("[hls]", recipe.hls.reuse_factor))
     for name, wanted in recipe.hls.layers.items():
         if name.replace(".", "_") not in layers:
@@ -50,8 +51,14 @@ def check(recipe, board) -> dict:
             )
         if wanted.reuse_factor is not None:
             asked[name.replace(".", "_")] = (f"[hls.layers.{name}]", wanted.reuse_factor)
+    latency = {name for name in layers if recipe.hls.strategy == "Latency"}  # takes any reuse factor
+    for name, wanted in recipe.hls.layers.items():
+        if wanted.strategy is not None:
+            (latency.add if wanted.strategy == "Latency" else latency.discard)(name.replace(".", "_"))
     if recipe.trim.method == "none":  # else the widths, and so the legal factors, are known only after trimming
         for name, (where, factor) in asked.items():
+            if name in latency:
+                continue
             legal = legal_reuse_factors(layers[name].n_in, layers[name].n_out)
             if factor not in legal:
                 near = sorted(sorted(legal, key=lambda other, to=factor: abs(other - to))[:4])

@@ -176,13 +176,17 @@ def show(summary: dict, console: Console) -> None:
         console.print(table)
 
     if summary["plan"]:
-        table = Table("plan", "value", "unit", "evidence")
+        table = Table("plan", "value", "90 % interval", "unit", "evidence")
         for name, entry in summary["plan"].items():
-            number = entry["value"]
-            text = str(number)
-            if isinstance(number, int | float):
-                text = f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
-            table.add_row(name, text, entry["unit"] or "", entry["evidence"])
+            ends = " .. ".join(map(_number, entry["interval"] or ()))
+            evidence = entry["evidence"] + (" (extrapolated)" if entry.get("extrapolated") else "")
+            table.add_row(name, _number(entry["value"]), ends, entry["unit"] or "", evidence)
         console.print(table)
     if summary["report"]:
         console.print(f"report: {summary['report']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _number(number) -> str:
+    if not isinstance(number, int | float):
+        return str(number)
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"

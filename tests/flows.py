@@ -1,5 +1,9 @@
 """Streaming networks put together process by process, without a graph or a project, to simulate."""
 
+import math
+
+from hls import dataflow
+from hls.cost import LayerSpec
 from hls.dataflow import LASTS, Network, Process, Timing
 
 
@@ -103,3 +107,33 @@ def resnet(blocks: int = 3, *, size: int = 32, filters: int = 16, reuse_factor: 
     flow.pool("average", flow.size)
     flow.dense("classifier")
     return flow
+
+
+def layers_of(network: Network, outputs: dict[str, int], inputs: dict[str, int], bits: int = 4) -> list[LayerSpec]:
+    """The layers of weights of a flow; ``outputs`` and ``inputs``: channels."""
+    found = []
+    for p in network.processes:
+        if p.name not in outputs:
+            continue
+        about = {"weight_bits": bits, "input_bits": bits, "accumulator_bits": 14, "output_bits": bits,
+                 "n_out": outputs[p.name]}
+        if p.kind == "convolution":
+            size, kernel = p.shape["height"], p.shape["kernel_height"]
+            pixels, n_in = math.isqrt(int(dataflow._windows(p.shape).sum())), kernel**2 * inputs[p.name]
+            found.append(LayerSpec(p.name, "conv", (size, size, inputs[p.name]), (pixels, pixels, outputs[p.name]),
+                                   kernel=(kernel, kernel), n_in=n_in, weights=n_in * outputs[p.name], **about))
+        elif p.kind == "gather":
+            n_in = p.shape["tokens"] * inputs[p.name]
+            found.append(LayerSpec(p.name, "dense", (p.shape["tokens"], inputs[p.name]), (outputs[p.name],), n_in=n_in,
+                                   weights=n_in * outputs[p.name], **about))
+    return found
+
+
+def textbook_cost(layer: LayerSpec) -> dict[str, float]:
+    """Resources by textbook figures, no fit: LUT multipliers (w * a partial products, two per LUT) and an adder each;
+    weights in BRAM, 36 bits wide and 512 deep per BRAM18, where they are read in turns."""
+    n = layer.multipliers
+    memory = layer.strategy == "resource" and layer.reuse_factor > 1
+    return {"lut": n * (layer.weight_bits * layer.input_bits / 2 + layer.accumulator_bits),
+            "ff": 2 * n * layer.accumulator_bits, "dsp": 0,
+            "bram18": math.ceil(n * layer.weight_bits / 36) * math.ceil(layer.reuse_factor / 512) if memory else 0}

@@ -87,15 +87,23 @@ def run(folder: Path, *, place: str = "simulated", labels=LABELS, samples: int =
                                  "evaluated_in": "float64"}}, [("QONNX equals Brevitas", "0 differ")])  # fmt: skip
     np.savez(folders["export"] / "golden.npz", labels=truth, input_scale_log2=np.int64(-8),
              input_codes=random.integers(0, 256, (samples, 32, 32, 3), dtype=np.uint8))  # fmt: skip
+    about = lambda value: {"value": value, "lo": 0.8 * value, "hi": 1.4 * value}  # noqa: E731
+    costs = {name: {"hls": about(2.0 * amount), "implemented": about(float(amount))}
+             for name, amount in (("lut", 4321), ("ff", 1234), ("dsp", 0), ("bram18", 7))}
+    row = {"in_shape": [32, 32, 64], "out_shape": [32, 32, 64], "input_bits": 4, "cycles": 1327104, **costs}
     stage("plan", plan={
-        "evidence": "estimated", "clock_mhz": 100.0, "strategy": "Resource",
-        "layers": [{"name": name.replace(".", "_"), "n_in": 5184, "n_out": widths[1], "pixels": 1024, "weight_bits": 4,
-                    "input_bits": 4, "accumulator_bits": 18, "reuse_factor": 1296, "multipliers": 1234,
-                    "cycles": 1327104, "lut_multipliers": 123456} for name, widths in LAYERS.items()],
-        "fifo": {"rule": "32 tokens on chains; between a fork and its join all of it", "whole_map": ["Relu_0_out0"]},
-        "totals": {"multipliers": 8638, "lut_multipliers": 864192, "initiation_interval_cycles": 1327104,
-                   "bottleneck": "block2_shortcut", "frames_per_second": 75.4, "weight_kbit": 4321.5},
-        "limits": {"lut": 53200, "lut_multipliers": 18620},
+        "evidence": "estimated (extrapolated)", "extrapolated": ["no published row"], "clock_mhz": 100.0, "margin": 0.2,
+        "board": "pynq-z2", "optimal": True, "fits": True,
+        "layers": [row | {"name": name.replace(".", "_"), "n_in": 5184, "n_out": widths[1], "pixels": 1024,
+                          "weight_bits": 4, "accumulator_bits": 18, "strategy": "Resource", "reuse_factor": 1296,
+                          "multipliers": 1234} for name, widths in LAYERS.items()],
+        "processes": [row | {"name": "unpack", "cycles": 1024}],
+        "fifo": {"unpack->stem": {"safe": 2, "full_speed": 2, "depth": 6, "bits": 24, "bram18": 0}},
+        "totals": {"multipliers": 8638, "initiation_interval_cycles": 1327104, "latency_cycles": 2654208,
+                   "bottleneck": "block2_shortcut", "frames_per_second": 75.4, "weight_kbit": 4321.5,
+                   "latency_us": 26542.08},
+        "resources": {name: {"available": 53200, "limit": 42560, "planned": 30000, **one}
+                      for name, one in costs.items()},
         "exactness": {"widest_accumulator": 98765432, "limit": 16777216, "oracle": "int64"},
     })  # fmt: skip
     stage("convert", io={"design_digest": DIGEST, "input": {"bits": 8, "scale_log2": -8}})

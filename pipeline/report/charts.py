@@ -93,6 +93,46 @@ def bars(scores: Sequence[float], removed_at: Sequence[int], *, label: str, high
     return _svg(f"0 0 {len(scores)} 100", label, parts, "bars", ' preserveAspectRatio="none"')
 
 
+_NAME, _LONG, _ROW = 150, 560, 24
+
+
+def budget(rows: Sequence[dict], *, label: str) -> Markup:
+    """What a design takes of a board: one bar per resource, its parts side by side, the whole width what there is.
+
+    ``rows``: {"name", "parts": [(words, amount)], "available", "limit", "low", "high"}; the last two are the interval
+    of the sum.
+    """
+    drawn = []
+    for number, row in enumerate(rows):
+        whole = max(row["available"], 1)
+        top, at = number * _ROW + 4, 0.0
+        drawn.append(f'<text x="{_NAME - 8}" y="{top + 12}" text-anchor="end">{escape(row["name"])}</text>'
+                     f'<rect class="room" x="{_NAME}" y="{top}" width="{_LONG}" height="{_ROW - 8}"/>')  # fmt: skip
+        for place, (words, amount) in enumerate(row["parts"]):
+            wide = _LONG * min(amount / whole, max(1.1 - at, 0.0))
+            drawn.append(f'<rect class="part{place % 2}" x="{_NAME + _LONG * at:.1f}" y="{top}" width="{wide:.1f}" '
+                         f'height="{_ROW - 8}"><title>{escape(words)}: {amount:,.0f}</title></rect>')  # fmt: skip
+            at += wide / _LONG
+        low, high = (_NAME + _LONG * min(row[end] / whole, 1.1) for end in ("low", "high"))
+        middle, limit = top + (_ROW - 8) / 2, _NAME + _LONG * row["limit"] / whole
+        drawn.append(f'<path class="whisker" d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}V{middle + 4}'
+                     f'M{high:.1f} {middle - 4}V{middle + 4}"/><path class="limit" d="M{limit:.1f} {top - 3}'
+                     f'V{top + _ROW - 5}"/>')  # fmt: skip
+    return _svg(f"0 0 {_NAME + _LONG * 1.12:.0f} {len(rows) * _ROW}", label, drawn, "stack")
+
+
+def lanes(rows: Sequence[tuple[str, float]], *, label: str) -> Markup:
+    """One bar per (name, amount), the longest over the whole width, in the order given."""
+    most, drawn = max(amount for _, amount in rows), []
+    for number, (name, amount) in enumerate(rows):
+        top = number * 18 + 2
+        style, wide = "part0" if amount == most else "part1", _LONG * amount / most
+        drawn.append(f'<text x="{_NAME - 8}" y="{top + 11}" text-anchor="end">{escape(name)}</text>'
+                     f'<rect class="{style}" x="{_NAME}" y="{top}" width="{wide:.1f}" height="13"/>'
+                     f'<text x="{_NAME + wide + 5:.1f}" y="{top + 11}">{amount:,.0f}</text>')
+    return _svg(f"0 0 {_NAME + _LONG * 1.12:.0f} {len(rows) * 18 + 2}", label, drawn, "stack")
+
+
 def _svg(box: str, label: str, parts: Sequence[str], style: str, more: str = "") -> Markup:
     return Markup(f'<svg class="{style}" viewBox="{box}"{more} role="img" aria-label="{escape(label)}">') + Markup(
         "".join(parts)

@@ -25,11 +25,13 @@ def render(figures: dict) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "count": count, "png": png}
+    environment.filters |= {"percent": percent, "count": count, "png": png, "whole": lambda number: f"{number:,.0f}"}
     environment.globals |= {
         "css": Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
         "evidence_words": EVIDENCE,
         "relevance_bars": charts.bars,
+        "budget_bars": budget_bars,
+        "cycle_bars": cycle_bars,
         "panels": panels,
         "interval_axis": interval_axis,
     }
@@ -67,6 +69,28 @@ def interval_axis(rows: list[dict]) -> dict | None:
         return f"{100 * (share - marks[0]) / (marks[-1] - marks[0]):.2f}"
 
     return {"ticks": [(mark, at(mark)) for mark in marks], "at": at}
+
+
+def budget_bars(plan: dict) -> Markup:
+    """What each part of a plan takes of each resource, as far as implementation is expected to leave it."""
+    rows = []
+    for name, row in plan["resources"].items():
+        layers = [(one["name"], one[name]["implemented"]["value"]) for one in plan["layers"]]
+        others = sum(one[name]["implemented"]["value"] for one in plan["processes"])
+        rest = row["implemented"]["value"] - others - sum(amount for _, amount in layers)
+        rows.append({"name": RESOURCES[name], "available": row["available"], "limit": row["limit"],
+                     "low": row["implemented"]["lo"], "high": row["implemented"]["hi"],
+                     "parts": [*layers, ("processes without weights", others), ("platform", max(rest, 0.0))]})
+    return charts.budget(rows, label=f"what the plan takes of each resource of {plan['board']}")
+
+
+RESOURCES = {"lut": "LUT", "ff": "FF", "dsp": "DSP48", "bram18": "BRAM18"}
+
+
+def cycle_bars(plan: dict) -> Markup:
+    """Cycles a picture of every process, the slowest marked."""
+    rows = [(row["name"], row["cycles"]) for row in plan["layers"] + plan["processes"]]
+    return charts.lanes(sorted(rows, key=lambda row: -row[1]), label="cycles a picture of each process")
 
 
 def panels(trained: list[dict]) -> list[dict]:

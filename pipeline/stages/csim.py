@@ -2,10 +2,11 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from hls import csim, graph, numerics
+from hls import csim, fifo, generated, graph, numerics
 from hls.convert import digest
 from hls.reference import Census, Reference
 from pipeline.diversity import diversity
@@ -16,7 +17,8 @@ ODD_BATCHES = (3, 7)
 
 
 def run(ctx) -> None:
-    """Write ``design.so csim.json``; gates: zero differing codes in every mode, diverse codes, reference agrees."""
+    """Write ``design.so csim.json``; gates: zero differing codes in every mode, FIFOs deep enough, diverse codes,
+    reference agrees."""
     io = json.loads((ctx.inputs["convert"] / "io.json").read_text())
     project = ctx.inputs["convert"] / "project"
     with np.load(ctx.inputs["export"] / "golden.npz") as file:
@@ -30,7 +32,10 @@ def run(ctx) -> None:
     )
     expected = expected << shift
     ctx.log("compiling the generated C++ (from the cache when unchanged)")
-    library = csim.compile_design(project, io)
+    with ThreadPoolExecutor(1) as pool:
+        threads = pool.submit(fifo.build, project)
+        library = csim.compile_design(project, io)
+        threads = threads.result()
     chosen = stratified(labels, ctx.recipe.csim.samples, ctx.recipe.seed)
     few = chosen if len(chosen) == len(labels) else stratified(labels, ctx.recipe.csim.modes_samples, ctx.recipe.seed)
 
@@ -56,6 +61,11 @@ def run(ctx) -> None:
 
     ctx.gate("the simulated project is the converted one", digest(project) == io["design_digest"],
              f"design {io['design_digest'][:16]}", fix="run the convert stage again: a file of its project was changed")
+    depths = generated.depths(project)
+    stuck, detail = through_fifos(threads.run(codes[few], io, depths), expected[few])
+    ctx.gate("FIFOs are deep enough", not stuck, detail,
+             fix="run the plan stage again; if it repeats, report the network")  # fmt: skip
+    ctx.metric("fifo_deadlocks", 0, "simulated", samples=len(few), fifos=len(depths))
     census = Census(analysis)
     with ctx.progress(len(codes), "integer reference, whole test set") as work:
         found, lsb = Reference(model, analysis).run(codes, visit=census.visit)
@@ -77,6 +87,7 @@ def run(ctx) -> None:
                 "modes": modes,
                 "mismatches": mismatches,
                 "compared": compared,
+                "fifo": {"depths": depths, "samples": len(few)},
                 "reference": {"mismatches": different, "compared": int(found.size)},
             },
             indent=1,
@@ -84,6 +95,16 @@ def run(ctx) -> None:
         + "\n"
     )
     shutil.copyfile(library, ctx.folder / "design.so")
+
+
+def through_fifos(found: fifo.Outcome, expected: np.ndarray) -> tuple[bool, str]:
+    """Whether the design with one thread per process and FIFOs that block did not give every code (N, outputs) it gives
+    without bounds, and what happened in words."""
+    if found.deadlock:
+        return True, f"all processes wait for each other; too shallow: {', '.join(found.full) or 'none, for the host'}"
+    different = int(np.count_nonzero(found.codes != expected))
+    text = f"{len(expected)} samples through {len(found.peaks)} FIFOs that block: {different} codes differ"
+    return bool(different or not found.codes.size), text
 
 
 def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

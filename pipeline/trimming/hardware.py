@@ -16,7 +16,7 @@ import numpy as np
 
 from boards.errors import SlimgateError
 from hls import cost
-from hls.plan import legal_reuse_factors
+from hls.cost import legal_reuse_factors
 from pipeline.trimming.groups import NORM_MODULES, Graph, Layer
 
 #: Resources a plan is held to; LUT-built multipliers leave DSP and FF idle at these bit widths.

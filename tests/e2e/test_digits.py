@@ -17,7 +17,7 @@ from PIL import Image
 from boards.board import load as load_board
 from boards.onboard import run as onboard
 from boards.session import open_session
-from hls.plan import legal_reuse_factors
+from hls.cost import legal_reuse_factors
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("data", "train", "trim", "quantize", "export", "plan", "convert", "csim", "package", "benchmark", "report")

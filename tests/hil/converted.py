@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from boards import board
 from hls import convert, numerics
 from hls.plan import make_plan
 from hls.scales import SCALES
 from tests.graphs import Net, prepared, residual, tiny
 
-PART = "xc7z020clg400-1"
+BOARD = board.load("pynq-z2")
+PART = BOARD.part
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Converted:
 def convert_net(net: Net, folder: Path, **options) -> Converted:
     model = prepared(net)
     analysis = numerics.analyze(model)
-    plan = make_plan(model, analysis, **({"lut": 53200, "clock_mhz": 100.0} | options))
+    plan = make_plan(model, analysis, **({"board": BOARD} | options))
     io = convert.convert(model, analysis, plan, part=PART, folder=folder)
     return Converted(net, model, analysis, plan, folder, io)
 

@@ -314,7 +314,10 @@ def test_stage(builds, inputs, tmp_path):
     stage.run(ctx)
     assert ctx.gates == dict.fromkeys(
         ("scales agree", "C simulation equals the trained network", "the simulated project is the converted one",
-         "the integer reference equals the trained network", "codes are diverse"), True)  # fmt: skip
+         "FIFOs are deep enough", "the integer reference equals the trained network", "codes are diverse"),
+        True)  # fmt: skip
+    assert ctx.metrics["fifo_deadlocks"] == {"value": 0, "evidence": "simulated", "interval": None, "samples": 64,
+                                             "fifos": len(made("tiny").plan["fifo"])}  # fmt: skip
     modes = ctx.metrics["csim_mismatches"]["modes"]
     assert [m["mode"] for m in modes] == ["one transfer", "sample by sample", "transfers of 3", "transfers of 7"]
     assert all(m["samples"] == 64 and m["compared"] == 64 * 3 and m["mismatches"] == 0 for m in modes)
@@ -323,6 +326,8 @@ def test_stage(builds, inputs, tmp_path):
     with Accelerator(ctx.folder / "design.so") as accelerator:
         assert accelerator.identity == made("tiny").io["design_digest"]
     record = json.loads((ctx.folder / "csim.json").read_text())
+    planned = {name: row["depth"] for name, row in made("tiny").plan["fifo"].items()}
+    assert record["fifo"] == {"depths": planned, "samples": 64}
     assert record["mismatches"] == 0 and record["reference"] == {"mismatches": 0, "compared": 192}
 
 
@@ -353,6 +358,28 @@ def test_stage_with_a_project_that_was_changed_without_changing_a_code(inputs, t
     with (inputs["convert"] / "project" / "hls.tcl").open("a") as file:
         file.write("# changed\n")
     shut(inputs, tmp_path, "the simulated project is the converted one", "design [0-9a-f]{16}")
+
+
+def test_stage_with_a_fifo_that_is_too_shallow(builds, inputs, tmp_path, monkeypatch):
+    """A chain deadlocks at no depth but none at all."""
+    builds.library("good")
+    genuine, name = stage.generated.depths, "stem_conv->Relu_0"
+    monkeypatch.setattr(stage.generated, "depths", lambda project: genuine(project) | {name: 0})
+    ctx = shut(inputs, tmp_path, "FIFOs are deep enough", f"all processes wait for each other; too shallow: {name}")
+    assert "fifo_deadlocks" not in ctx.metrics
+
+
+def test_stage_with_fifos_that_change_a_code(builds, inputs, tmp_path, monkeypatch):
+    builds.library("good")
+    genuine = stage.fifo.Threaded.run
+
+    def altered(self, codes, io, depths):
+        found = genuine(self, codes, io, depths)
+        found.codes[5, 1] += 1
+        return found
+
+    monkeypatch.setattr(stage.fifo.Threaded, "run", altered)
+    shut(inputs, tmp_path, "FIFOs are deep enough", "64 samples through .* FIFOs that block: 1 codes differ")
 
 
 def test_stage_with_one_altered_golden_code(builds, inputs, tmp_path):

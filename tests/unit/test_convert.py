@@ -8,11 +8,11 @@ import hls4ml
 import numpy as np
 import pytest
 
-from hls import convert, numerics
+from hls import convert, generated, numerics
 from hls.convert import ConvertError
 from hls.numerics import quantizer_of
 from tests.graphs import Net, prepared, tiny
-from tests.hil.converted import NETWORKS, PART, convert_net, made
+from tests.hil.converted import BOARD, NETWORKS, PART, convert_net, made
 
 
 def defines(project):
@@ -65,8 +65,8 @@ def test_wire_description():
     assert found.io["design_digest"] == convert.digest(found.project)
 
 
-def test_reuse_factors_of_the_plan_reach_the_cpp():
-    found = made("residual")
+def test_reuse_factors_of_the_plan_reach_the_cpp(tmp_path):
+    found = convert_net(NETWORKS["residual"](), tmp_path / "project", strategy="Resource", frames_per_second=50_000)
     firmware = found.project / "firmware"
     text, source = (firmware / "parameters.h").read_text(), (firmware / "network.cpp").read_text()
     written = dict(re.findall(r"struct (config\d+) .*?reuse_factor = (\d+);", text, re.S))
@@ -78,22 +78,27 @@ def test_reuse_factors_of_the_plan_reach_the_cpp():
             assert int(written[config]) == row["reuse_factor"] == planned[row["name"]]
 
 
-def test_fifo_depths_follow_the_plan():
-    found = made("residual")
-    source = (found.project / "firmware" / "network.cpp").read_text()
-    depths = {name: int(depth) for name, depth in re.findall(r"STREAM variable=(\w+) depth=(\d+)", source)}
-    whole, chain = set(found.plan["fifo"]["whole_map"]), found.plan["fifo"]["chain_depth"]
-    seen = set()
-    for row in found.layers:
-        if row["stream"] not in depths:
-            continue
-        tokens = int(np.prod(row["shape"][:-1]))
-        inside = row["tensor"] in whole
-        seen.add((inside, tokens > chain))
-        assert depths[row["stream"]] == max(2, tokens if inside else min(tokens, chain)), row["name"]
-    assert {(True, True), (False, True)} <= seen  # the rule made a difference, both ways
-    clones = [name for name in depths if "cpy" in name]  # what forks feed: the shortcut among them
-    assert len(clones) == 4 and all(depths[name] == 36 for name in clones)
+def test_each_layer_is_built_by_its_own_strategy(tmp_path):
+    """The residual network with one layer of each kind on Latency: read from the C++."""
+    asked = {name: {"strategy": "Latency"} for name in ("stem", "block2.shortcut", "head")}
+    found = convert_net(NETWORKS["residual"](), tmp_path / "project", strategy="Resource", overrides=asked)
+    design = generated.read(found.project)
+    planned = {row["name"]: row["strategy"] for row in found.plan["layers"]}
+    assert {n for n, s in planned.items() if s == "Latency"} == {"stem", "block2_shortcut", "head"}
+    read = {call.name: design.configs[call.types[-1]] for call in design.calls if call.name in planned}
+    assert {n: c["strategy"] for n, c in read.items()} == {n: int(s == "Resource") for n, s in planned.items()}
+    assert {row["name"]: row["strategy"] for row in found.layers if row["strategy"]} == planned
+
+
+@pytest.mark.parametrize("name", ["tiny", "residual"])
+def test_fifo_depths_are_the_planned_ones(name):
+    found = made(name)
+    planned = {fifo: row["depth"] for fifo, row in found.plan["fifo"].items()}
+    assert generated.depths(found.project) == planned
+    text = "".join((found.project / file).read_text() for file in generated.DECLARING)
+    assert len(re.findall(r"#pragma HLS STREAM variable=\w+ depth=\d+", text)) == len(planned)
+    if name == "residual":  # the shortcut waits for the branch beside it
+        assert planned["clone_Relu_0->Add_0"] > max(planned["unpack->zp2d_stem"], 8)
 
 
 @pytest.mark.parametrize("name", ["tiny", "residual"])
@@ -140,7 +145,7 @@ def sabotaged(tmp_path, monkeypatch):
         analysis = numerics.analyze(model)
         from hls.plan import make_plan
 
-        made = make_plan(model, analysis, lut=53200, clock_mhz=100.0)
+        made = make_plan(model, analysis, board=BOARD)
         if plan:
             plan(made)
         original = hls4ml.converters.convert_from_onnx_model
@@ -201,8 +206,22 @@ def test_an_accumulator_on_a_coarser_grid_is_caught(sabotaged):
 def test_a_changed_reuse_factor_is_caught(sabotaged):
     """hls4ml corrects an illegal one silently."""
     with pytest.raises(ConvertError, match="changed the reuse factor 5 to") as caught:
-        sabotaged(plan=lambda made: made["layers"][0].update(reuse_factor=5))
+        sabotaged(plan=lambda made: made["layers"][0].update(reuse_factor=5, strategy="Resource"))
     assert caught.value.where == "layer stem_conv"
+
+
+def test_a_changed_strategy_is_caught(sabotaged):
+    def change(settings):
+        for entry in _each(settings, "stem_conv"):
+            entry["Strategy"] = "Resource"
+
+    with pytest.raises(ConvertError, match="changed the strategy Latency to resource"):
+        sabotaged(settings=change, plan=lambda made: made["layers"][0].update(reuse_factor=1, strategy="Latency"))
+
+
+def test_fifos_of_another_network_are_caught(sabotaged):
+    with pytest.raises(generated.GeneratedError, match="FIFO stem_conv->ghost is only in the plan"):
+        sabotaged(plan=lambda made: made["fifo"].update({"stem_conv->ghost": {"depth": 2}}))
 
 
 def bend_output(name, text):
@@ -308,8 +327,10 @@ def test_a_damaged_weight_file_is_named(tmp_path, suffix):
 def test_illegal_reuse_factors_by_the_tools_own_rule():
     plan = json.loads(json.dumps(made("tiny").plan))
     assert convert.illegal_reuse_factors(plan) == []
-    plan["layers"][1]["reuse_factor"] = 7
+    plan["layers"][1] |= {"reuse_factor": 7, "strategy": "Resource"}
     assert convert.illegal_reuse_factors(plan) == ["head: 7"]
+    plan["layers"][1]["strategy"] = "Latency"  # whose factor hls4ml leaves as it is
+    assert convert.illegal_reuse_factors(plan) == []
 
 
 def test_container_bytes():

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from boards import board as boards
 from hls import cost, estimator
-from hls.cost import CostError, LayerSpec, Target
-from hls.plan import legal_reuse_factors
+from hls.cost import CostError, LayerSpec, Target, legal_reuse_factors
 
 Z020 = Target("zynq7", 10.0, "vivado_hls", 2020.1)
 OURS = Target("zynq7", 10.0, "vitis_hls", 2022.2)

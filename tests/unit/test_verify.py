@@ -319,7 +319,8 @@ def test_every_code_agrees(files, capsys):
     code, out, _ = run(capsys, *files, "--json")
     found = json.loads(out)
     assert code == 0 and (found["compared"], found["mismatches"], found["board"]) == (264, 0, "pynq-z2")
-    assert found["evidence"] == "simulated" and found["plan"]["evidence"] == "estimated"
+    assert found["evidence"] == "simulated" and found["plan"]["evidence"] == "estimated (extrapolated)"
+    assert found["plan"]["fits"] is True
     assert [mode["samples"] for mode in found["modes"]] == [40, 16, 16, 16]
     assert found["diversity"]["passed"] is True and found["refused"] == [] and found["first_divergence"] is None
 
