@@ -57,6 +57,11 @@ class Described:
         """How often a frame uses every weight."""
         return math.prod(self.spec.out_shape[:-1]) if self.spec.kind == "conv" else 1
 
+    @property
+    def macs(self) -> int:
+        """Multiplications and additions a frame."""
+        return self.spec.weights * self.pixels
+
     def folded(self, strategy: str, reuse_factor: int) -> "Described":
         """The same with another strategy ("Resource" or "Latency") and reuse factor."""
         shape = dict(self.shape) | {"reuse_factor": reuse_factor}

@@ -326,8 +326,9 @@ def _document(found: list[Described], request: Request, choice: Choice, bound: i
     slowest = max(rows, key=lambda r: r["cycles"])
     weights = [r for r in rows if "reuse_factor" in r]
     interval, latency = choice.simulated.interval, choice.simulated.latency
+    like = cost.traits([x.spec for x in built], target)
     around = lambda value, what: cost.spread(  # noqa: E731
-        float(value), k, "total", "hls", what, cost.design_class(x.spec for x in built), 1.3 if estimated.why else 1.0)
+        float(value), k, "total", "hls", what, like, cost.WIDEN if estimated.why else 1.0)
     clock = request.clock_mhz
     return {
         "schema": SCHEMA,
@@ -366,7 +367,7 @@ def _row(item: Described, cycles: int, estimated: cost.Estimate) -> dict:
     told = {"name": item.name, "operation": item.operation, "in_shape": list(spec.in_shape),
             "out_shape": list(spec.out_shape), "input_bits": spec.input_bits, "output_bits": spec.output_bits}
     if item.multiplies:
-        told |= {"n_in": spec.n_in, "n_out": spec.n_out, "pixels": item.pixels, "macs": spec.weights * item.pixels,
+        told |= {"n_in": spec.n_in, "n_out": spec.n_out, "pixels": item.pixels, "macs": item.macs,
                  "weights": spec.weights, "weight_bits": spec.weight_bits, "accumulator_bits": spec.accumulator_bits,
                  "strategy": spec.strategy.capitalize(), "reuse_factor": spec.reuse_factor,
                  "multipliers": row["multipliers"]}

@@ -128,6 +128,22 @@ def parser() -> argparse.ArgumentParser:
     brought.add_argument("--resize", choices=("nearest", "bilinear", "bicubic", "lanczos", "box"), default="bilinear",
                          help="Pillow's filter for pictures of another size (default: bilinear)")  # fmt: skip
 
+    plan = command(
+        "plan",
+        _plan,
+        "What a network takes of a board: strategies, reuse factors, FIFO depths, resources, cycles. All estimated.",
+        "slimgate plan runs/digits.toml --all-boards",
+    )
+    plan.add_argument("source", type=Path, metavar="RECIPE|MODEL.onnx", help="a recipe, or a QONNX file")
+    plan.add_argument("--board", help="a board model instead of the recipe's; see `slimgate boards`")
+    plan.add_argument("--all-boards", action="store_true", help="on which boards it fits, and how fast it is there")
+    plan.add_argument("--fps", type=float, metavar="N", help="as little of the board as N frames per second take")
+    plan.add_argument("--objective", choices=("interval", "latency"), help="what is made least")
+    plan.add_argument("--margin", type=float, metavar="SHARE", help="part of the board that stays free (default: 0.2)")
+    plan.add_argument("--clock-mhz", type=float, metavar="F", help="clock of the programmable logic")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another recipe value; repeatable")
+    plan.add_argument("--json", action="store_true", help="the plan as JSON")
+
     estimator = command(
         "estimator",
         _estimator,
@@ -193,7 +209,7 @@ def _prepare(recipe, args, place: str):
         place=place,
         root=ROOT,
         load_board=board.load,
-        verify=args.verify,
+        verify=getattr(args, "verify", False),
         console=_console(),
     )
 
@@ -359,6 +375,45 @@ def _import(args) -> int:
         resize=args.resize,
     )  # fmt: skip
     print(f"made {recipe}; now: slimgate run {shlex.quote(str(recipe))}")
+    return 0
+
+
+def _plan(args) -> int:
+    from hls.folding import DoesNotFit
+    from pipeline import config, planning
+
+    asked = {"frames_per_second": args.fps, "objective": args.objective, "margin": args.margin,
+             "clock_mhz": args.clock_mhz}  # fmt: skip
+    asked = {key: value for key, value in asked.items() if value is not None}
+    if args.source.suffix == ".toml":
+        recipe = config.load(args.source, args.set, args.board)
+        run = _prepare(recipe, args, "simulated")
+        finished = run.state(run.stages["export"])[0] == "finished"
+        subject = planning.of_recipe(recipe, run.path("export") / "model.onnx" if finished else None, asked)
+    else:
+        if args.set:
+            raise SlimgateError("--set changes a recipe, and this is none", where=args.source, fix="leave it out")
+        subject = planning.of_file(args.source, args.board, asked)
+    if args.all_boards:
+        rows = planning.on_all_boards(subject)
+        if args.json:
+            print(json.dumps({"origin": subject.origin, "boards": rows}, indent=1, ensure_ascii=False))
+        else:
+            planning.show_boards(subject, rows, _console())
+        return 0 if any(row["fits"] for row in rows) else 1
+    try:
+        plan = subject.plan()
+    except DoesNotFit as error:
+        plan = subject.plan(over_budget=True) | {"changes": list(error.shortage.changes)}
+        if args.json:
+            print(json.dumps({"origin": subject.origin} | plan, indent=1, ensure_ascii=False))
+        else:
+            planning.show(subject, plan, _console())
+        raise
+    if args.json:
+        print(json.dumps({"origin": subject.origin} | plan, indent=1, ensure_ascii=False))
+    else:
+        planning.show(subject, plan, _console())
     return 0
 
 

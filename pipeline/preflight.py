@@ -23,13 +23,8 @@ class PreflightError(SlimgateError):
     """The recipe asks for something that its network does not have."""
 
 
-def check(recipe, board) -> dict:
-    """Refuse what cannot become hardware; return {"widest_accumulator", "oracle", "layers"} of the untrained twin.
-
-    ``oracle`` is "int64" where the worst accumulator of *some* weights of this width would leave float32; whether the
-    trained weights do is decided after training. Raises NotExact, ModelError, BoardError or PreflightError.
-    """
-    board.clock_divisors(float(recipe.hls.clock_mhz or board.clock_mhz))
+def untrained(recipe):
+    """(prepared graph, its analysis) of the recipe's quantised network with random weights, before trimming."""
     spec = import_module(f"pipeline.datasets.{recipe.data.name}").SPEC
     height, width, channels = spec.get("shape") or (*recipe.data.size, None)
     channels = channels or (1 if recipe.data.color == "gray" else 3)
@@ -41,7 +36,17 @@ def check(recipe, board) -> dict:
         calibrate(network, torch.randint(0, 256, (16, *shape), dtype=torch.uint8), bits["input"])
         export(network.eval(), shape, Path(scratch) / "untrained.onnx")
         prepared = graph.prepare(graph.load(Path(scratch) / "untrained.onnx"))
-    analysis = numerics.analyze(prepared)
+    return prepared, numerics.analyze(prepared)
+
+
+def check(recipe, board) -> dict:
+    """Refuse what cannot become hardware; return {"widest_accumulator", "oracle", "layers"} of the untrained twin.
+
+    ``oracle`` is "int64" where the worst accumulator of *some* weights of this width would leave float32; whether the
+    trained weights do is decided after training. Raises NotExact, ModelError, BoardError or PreflightError.
+    """
+    board.clock_divisors(float(recipe.hls.clock_mhz or board.clock_mhz))
+    prepared, analysis = untrained(recipe)
     layers = {item.name: item.spec for item in describe(prepared, analysis) if item.multiplies}
     asked = {} if recipe.hls.reuse_factor == "auto" else dict.fromkeys(layers, ("[hls]", recipe.hls.reuse_factor))
     for name, wanted in recipe.hls.layers.items():

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 
 from hls.front import front_operations
-from hls.plan import layers_of
+from hls.layers import describe
 from hls.reference import Census, Reference
 from pipeline import golden
 from pipeline.diversity import diversity
@@ -64,7 +64,7 @@ def run(ctx) -> None:
     ctx.metric("accuracy_test", correct / len(outputs), "trained", interval=wilson(correct, len(outputs)),
                successes=correct, total=len(outputs))  # fmt: skip
     ctx.metric("parameters", parameters(found), "trained")
-    ctx.metric("macs", sum(layer.macs for layer in layers_of(network.model, network.analysis)), "trained",
+    ctx.metric("macs", sum(layer.macs for layer in describe(network.model, network.analysis)), "trained",
                unit="MAC")  # fmt: skip
     golden.write(ctx.folder / "golden.npz", tests.codes, outputs, tests.labels, network.grid.lsb, lsb)
     arrays = {key: tests.data[key] for key in ("pixels", "inputs") if key in tests.data}
