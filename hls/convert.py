@@ -23,7 +23,7 @@ import numpy as np
 from boards.errors import SlimgateError
 from hls import generated, scales
 from hls.generated import PROJECT
-from hls.graph import data_tensors, input_shape
+from hls.graph import data_tensors, input_shape, pools_all
 from hls.numerics import (
     MOST_COMPARED,
     Analysis,
@@ -183,7 +183,7 @@ def _install_dense_results() -> None:
 #: Layers of our own, their C++ in ``templates/layers/nnet_<function>.h``: class name -> function of namespace nnet.
 #: Whole numbers that a node carries become members of the function's configuration, under their names.
 OWN_LAYERS = {"MultiThreshold": "multithreshold", "ThresholdSearch": "threshold_search", "PadWith": "pad_with",
-              "Upsample": "upsample"}  # fmt: skip
+              "Upsample": "upsample", "WholeMax": "whole_max"}  # fmt: skip
 
 
 def _install_own_layers() -> None:
@@ -252,7 +252,7 @@ def _own_nodes(model, analysis: Analysis) -> None:
     from onnx import helper
 
     for node in model.graph.node:
-        if node.op_type not in ("MultiThreshold", "Pad", "Resize"):
+        if node.op_type not in ("MultiThreshold", "Pad", "Resize") and not pools_all(model, node):
             continue
         shape = model.get_tensor_shape(node.input[0])
         if node.op_type == "MultiThreshold":
@@ -264,6 +264,8 @@ def _own_nodes(model, analysis: Analysis) -> None:
             name = "MultiThreshold"
             if values.shape[1] > MOST_COMPARED:
                 name, told["n_bits"] = "ThresholdSearch", values.shape[1].bit_length()
+        elif node.op_type == "MaxPool":
+            name, told = "WholeMax", {"pixels": math.prod(shape[1:-1])}
         elif node.op_type == "Pad":
             (top, left, bottom, right), value = pad_amounts(model, node)
             code = int(np.ldexp(value, -analysis.tensors[node.input[0]].lsb))

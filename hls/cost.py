@@ -33,7 +33,7 @@ SMALL_OPERAND = 9
 """Up to this width of both operands, a multiplication is built from LUTs (INDEX of the published set, pattern 10)."""
 MULTIPLYING = ("conv", "dense")
 KINDS = (*MULTIPLYING, "pool", "globalpool", "activation", "table", "softmax", "norm", "pad", "resize", "merge",
-         "clone", "threshold", "reshape", "other")
+         "clone", "threshold", "search", "reshape", "other")
 
 
 class CostError(SlimgateError):
@@ -118,7 +118,7 @@ class LayerSpec:
     fifo_depth: int | None = None
     """Tokens of the stream behind the layer; None: as many as the layer has output pixels (hls4ml's default)."""
     table_size: int = 1024
-    """Entries of a look-up table; levels of a "threshold"."""
+    """Entries of a look-up table; levels of a "threshold" or "search"."""
     table_bits: int = 18
     normalized_bits: int | None = None
     parts: tuple["LayerSpec", ...] = ()
@@ -345,6 +345,8 @@ def table_memory(layer: LayerSpec, target: Target) -> int:
     one = memory_bram18(layer.table_bits, layer.table_size)
     if layer.kind == "table":
         return math.ceil(lanes / 2) * one
+    if layer.kind == "search":
+        return lanes * one if layer.table_bits * layer.table_size > 1024 else 0
     if layer.kind == "softmax":
         copies = 1 if target.stream and layer.reuse_factor > 1 else math.ceil(lanes / 2)
         return (copies + 1) * one
@@ -646,6 +648,11 @@ def _other_terms(layer: LayerSpec, target: Target) -> dict:
         steps, levels = layer.table_size, layer.table_size.bit_length()
         lut = {"base": 150.0, "lane": lanes * steps * (layer.input_bits / 3 + 1.0)}
         ff = {"base": 60.0, "lane": lanes * (layer.input_bits + levels * (1.0 + tight))}
+    elif kind == "search":
+        # a binary search in a table of each channel: one comparison for every bit of the count
+        bits = layer.table_size.bit_length()
+        lut = {"base": 150.0, "lane": lanes * bits * (layer.input_bits / 2 + 4.0)}
+        ff = {"base": 60.0, "lane": lanes * bits * (layer.input_bits + bits / 2)}
     elif kind == "resize":
         row = layer.in_shape[1] if len(layer.in_shape) > 1 else 1
         held = lanes * row * layer.input_bits
@@ -723,7 +730,7 @@ def extrapolated(layers: Iterable[LayerSpec], target: Target) -> tuple[str, ...]
                      "templates, coefficients from Vivado HLS")
     if any(max(x.weight_bits, x.input_bits) <= 4 for x in work):
         found.append("4-bit products: one published row; LUT multipliers assumed under Vitis HLS")
-    if any(x.kind in ("merge", "clone", "threshold", "other") for x in layers):
+    if any(x.kind in ("merge", "clone", "threshold", "search", "other") for x in layers):
         found.append("merge, clone, threshold or unknown layers: no published row")
     if target.toolchain not in ("vivado_hls", "vitis_hls"):
         found.append(f"toolchain {target.toolchain!r}: no data")

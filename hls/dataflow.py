@@ -601,6 +601,8 @@ def _read_shape(call: generated.Call, design: generated.Generated, values) -> tu
     function, size = call.function, values(call.inputs[0])
     if function == "threshold_search":
         return "search", {"tokens": config["n_in"] // size, "bits": config["n_bits"]}
+    if function == "whole_max":
+        return "gather", {"tokens": config["pixels"], "reuse_factor": 1}
     if function == "upsample":
         return "upsample", {key: config[key] for key in ("height", "width", "factor_height", "factor_width")}
     if function in ("zeropad2d_cl", "pad_with"):

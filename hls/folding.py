@@ -419,29 +419,36 @@ def fits(choices: Choices, limit: Mapping[str, int]) -> bool:
     return chosen is not None
 
 
+#: Widest activations a recipe can ask for; what is wider behind a layer are its sums.
+_QUANTISED = 8
+
+
 def fewer_bits(found: list[Described]) -> Iterator[tuple[str, list[Described]]]:
     """One bit less at a time for weights and activations, down to 2; the network's input and its raw outputs keep
     theirs."""
-    last = _last(found)
+    last, before = _last(found), found
     for less in range(1, 8):
         made: dict[str, Described] = {}
         for item in found:
             spec = item.spec
             source = made[item.reads[0]].spec.output_bits if item.reads else spec.input_bits
             keeps = not item.reads or item.name in last or spec.output_bits <= 2
+            quantised = item.multiplies or spec.kind in ("activation", "threshold")
             changes = {"input_bits": source, "output_bits": spec.output_bits if keeps else
-                       max(2, spec.output_bits - less) if item.multiplies or spec.kind == "activation" or
-                       spec.kind == "threshold" else source}
+                       max(2, spec.output_bits - less) if quantised else source}
             if item.multiplies:
                 bits = max(2, spec.weight_bits - less)
                 saved = spec.weight_bits - bits + spec.input_bits - source
+                if spec.output_bits > _QUANTISED and not keeps:  # whole sums leave it, as wide as they come
+                    changes["output_bits"] = spec.output_bits - saved
                 changes |= {"weight_bits": bits, "accumulator_bits": max(4, spec.accumulator_bits - saved),
                             "powers_of_two": None, "csd_digits": None,
                             "used_weight_bits": min(bits, spec.used_weight_bits or bits)}
             made[item.name] = replace(item, spec=replace(spec, **changes))
-        if all(made[x.name].spec == x.spec for x in found):
+        if list(made.values()) == before:
             return
-        yield f"{less} bit{'s' if less > 1 else ''} less for weights and activations", list(made.values())
+        before = list(made.values())
+        yield f"{less} bit{'s' if less > 1 else ''} less for weights and activations", before
 
 
 def narrower(found: list[Described]) -> Iterator[tuple[str, list[Described]]]:

@@ -19,7 +19,7 @@ INPUTS = {
     "zeropad2d_cl": 1, "conv_2d_cl": 1, "pointwise_conv_2d_cl": 1, "depthwise_conv_2d_cl": 1, "pooling2d_cl": 1,
     "global_pooling2d_cl": 1, "dense": 1, "relu": 1, "linear": 1, "normalize": 1, "hard_tanh": 1, "repack_stream": 1,
     "clone_stream": 1, "add": 2, "subtract": 2, "multiply": 2, "concatenate3d": 2, "concatenate1d": 2,
-    "multithreshold": 1, "threshold_search": 1, "pad_with": 1, "upsample": 1,
+    "multithreshold": 1, "threshold_search": 1, "pad_with": 1, "upsample": 1, "whole_max": 1,
 }  # fmt: skip
 
 

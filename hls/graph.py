@@ -154,6 +154,14 @@ def data_tensors(model: ModelWrapper) -> set[str]:
     return names
 
 
+def pools_all(model: ModelWrapper, node) -> bool:
+    """Whether a channels-last node is a MaxPool whose one window is the whole picture."""
+    if node.op_type != "MaxPool":
+        return False
+    kernel = next(list(a.ints) for a in node.attribute if a.name == "kernel_shape")
+    return kernel == list(model.get_tensor_shape(node.input[0])[1:-1])
+
+
 def with_batch(model: ModelWrapper, batch: int) -> ModelWrapper:
     """A copy of the graph that takes ``batch`` samples at once.
 

@@ -16,8 +16,8 @@ from hls import cost
 from hls.convert import BEAT_BYTES, container_bytes
 from hls.cost import LayerSpec
 from hls.generated import INPUT, OUTPUT
-from hls.graph import data_tensors, input_shape
-from hls.numerics import Analysis, Fixed, attributes, pad_amounts, resize_factors
+from hls.graph import data_tensors, input_shape, pools_all
+from hls.numerics import MOST_COMPARED, Analysis, Fixed, attributes, pad_amounts, resize_factors
 
 #: Operations that are only another name for the same stream.
 ALIASES = ("Flatten", "Reshape", "Identity")
@@ -172,6 +172,9 @@ class _Walk:
         tokens = math.prod(shape[:-1])
         if node.op_type == "Conv":
             self._convolution(node, reads, output, shape, options)
+        elif pools_all(self.model, node) or node.op_type == "GlobalAveragePool":
+            self._add(node.name, "globalpool", "gather", {"tokens": tokens, "reuse_factor": 1}, reads, output,
+                      node.op_type)
         elif node.op_type in ("MaxPool", "AveragePool"):
             kernel = options["kernel_shape"]
             window = _window(shape, kernel, options.get("strides", kernel), 0)
@@ -181,9 +184,6 @@ class _Walk:
             stream = self._stream_shape(reads[0])
             self._add(node.name, "dense", "gather", {"tokens": math.prod(stream[:-1]), "reuse_factor": 1}, reads,
                       output, "MatMul", **self._weights(node, *self.analysis.constants[node.input[1]][0].shape))
-        elif node.op_type == "GlobalAveragePool":
-            self._add(node.name, "globalpool", "gather", {"tokens": tokens, "reuse_factor": 1}, reads, output,
-                      node.op_type)
         elif node.op_type == "Add" and len(reads) == 2:
             self._add(node.name, "merge", "merge", {"tokens": tokens}, reads, output, "Add")
         elif node.op_type == "Concat" and len(reads) == 2:
@@ -198,8 +198,13 @@ class _Walk:
                                                         "factor_width": across}, reads, output, "Resize")
         elif node.op_type == "MultiThreshold":
             steps = self.model.get_initializer(node.input[1]).shape[1]
-            self._add(node.name, "threshold", "elementwise", {"tokens": tokens}, reads, output, node.op_type,
-                      table_size=steps)
+            about = {"table_size": steps, "table_bits": self.analysis.tensors[reads[0]].bits}
+            if steps > MOST_COMPARED:
+                self._add(node.name, "search", "search", {"tokens": tokens, "bits": steps.bit_length()}, reads, output,
+                          node.op_type, **about)
+            else:
+                self._add(node.name, "threshold", "elementwise", {"tokens": tokens}, reads, output, node.op_type,
+                          **about)
         elif node.op_type in ("Relu", "Quant"):  # a quantiser in no layer becomes an activation
             name = f"{node.name}_act" if node.op_type == "Quant" else node.name
             self._add(name, "activation", "elementwise", {"tokens": tokens}, reads, output, node.op_type,

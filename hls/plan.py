@@ -109,11 +109,12 @@ def plan_layers(found: list[Described], *, over_budget: bool = False, **asked) -
     try:
         choice, bound = _choose(found, request)
     except DoesNotFit as error:
-        short = _told(found, request, error)
-        if not over_budget:
-            raise DoesNotFit(replace(short, changes=tuple(nearest_changes(found, request))), error.chosen) from None
         choice, bound = _overshoot(found, request, error.chosen), None
-        return _document(found, request, choice, bound) | {"fits": False, "shortage": DoesNotFit(short).what}
+        if any(choice.used[r] > limit for r, limit in request.limits.items()):
+            short = _told(found, request, choice)
+            if not over_budget:
+                raise DoesNotFit(replace(short, changes=tuple(nearest_changes(found, request))), error.chosen) from None
+            return _document(found, request, choice, bound) | {"fits": False, "shortage": DoesNotFit(short).what}
     return _document(found, request, choice, bound)
 
 
@@ -235,13 +236,13 @@ def _solve(choices, room, network: Network, floor: int, request: Request) -> Fol
     return folding.fastest(choices, room, floor=floor)
 
 
-def _told(found, request: Request, error: DoesNotFit) -> folding.Shortage:
-    """The shortage of the whole design: what the board allows, and the process that takes most, with weights or not."""
-    short = error.shortage
-    takes = {n: o.cost.get(short.resource, 0) for n, o in error.chosen.items()}
-    takes |= {x.name: math.ceil(_own(x.spec, request.target)[short.resource]) for x in found if not x.multiplies}
-    layer = max(takes, key=takes.get)
-    return replace(short, available=request.limits[short.resource], layer=layer, takes=takes[layer])
+def _told(found, request: Request, choice: Choice) -> folding.Shortage:
+    """What the plan that overshoots least is short of, and the process, with weights or not, that takes most of it."""
+    short = max(RESOURCES, key=lambda r: choice.used[r] / max(request.limits[r], 1))
+    takes = {n: o.cost.get(short, 0) for n, o in choice.folding.chosen.items()}
+    takes |= {x.name: math.ceil(_own(x.spec, request.target)[short]) for x in found if not x.multiplies}
+    layer, limit = max(takes, key=takes.get), request.limits[short]
+    return folding.Shortage(short, limit, choice.used[short] - limit, layer, takes[layer])
 
 
 def _overshoot(found, request: Request, chosen) -> Choice:
@@ -277,8 +278,8 @@ def _fits(found, request: Request, network: Network, depths: Mapping[str, int]) 
 
 
 def nearest_changes(found: list[Described], request: Request) -> list[str]:
-    """The nearest change of each kind with which a plan fits, each computed; of the width, the bits, the board, and of
-    what was asked for beyond that."""
+    """The nearest change of each kind with which a plan fits, each computed: of what was asked for (told only where it
+    helps), of the width, the bits, the board."""
     network = dataflow.from_layers(found, dataflow.timing_for(request.target))
     depths = dataflow.safe_depths(network, guard=True)  # neither widths nor bits change what may deadlock
 
@@ -294,6 +295,8 @@ def nearest_changes(found: list[Described], request: Request) -> list[str]:
         free = replace(request, pinned={}, strategies=dict.fromkeys(request.strategies, STRATEGIES["auto"]))
         if _fits(found, free, network, depths):
             told.append("strategies and reuse factors left to the planner")
+    margins = [m / 100 for m in range(15, -1, -5) if m / 100 < request.margin]
+    told += [f"a margin of {m:g}" for m in margins if _fits(found, replace(request, margin=m), network, depths)][:1]
     told += [tried(folding.narrower(found), "width"), tried(folding.fewer_bits(found), "bits")]
     told.append(next((f"the board {b.name}" for b in _larger(request.board)
                       if fits(found, replace(request, board=b))), "no board known here is large enough"))

@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--objective", choices=("interval", "latency"), help="what is made least")
     plan.add_argument("--margin", type=float, metavar="SHARE", help="part of the board that stays free (default: 0.2)")
     plan.add_argument("--clock-mhz", type=float, metavar="F", help="clock of the programmable logic")
-    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another recipe value; repeatable")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value of the recipe")
     plan.add_argument("--json", action="store_true", help="the plan as JSON")
 
     estimator = command(
@@ -388,8 +388,9 @@ def _plan(args) -> int:
     if args.source.suffix == ".toml":
         recipe = config.load(args.source, args.set, args.board)
         run = _prepare(recipe, args, "simulated")
-        finished = run.state(run.stages["export"])[0] == "finished"
-        subject = planning.of_recipe(recipe, run.path("export") / "model.onnx" if finished else None, asked)
+        made = next(stage for stage in run.stages.values() if "export" in (stage.name, *stage.stands_for))
+        finished = run.state(made)[0] == "finished"
+        subject = planning.of_recipe(recipe, run.path(made.name) / "model.onnx" if finished else None, asked)
     else:
         if args.set:
             raise SlimgateError("--set changes a recipe, and this is none", where=args.source, fix="leave it out")

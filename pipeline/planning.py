@@ -19,10 +19,6 @@ from hls.plan import plan_layers
 RESOURCES = {"lut": "LUT", "ff": "FF", "dsp": "DSP", "bram18": "BRAM18"}
 
 
-class PlanningError(SlimgateError):
-    """Nothing to plan in what was named."""
-
-
 @dataclass(frozen=True)
 class Subject:
     """What is planned: its processes, where they come from in words, what is asked (:func:`hls.plan.make_plan`), and
@@ -39,9 +35,10 @@ class Subject:
 
 def of_file(path: Path, board_name: str | None, asked: Mapping) -> Subject:
     """A QONNX file. Raises GraphError or :class:`hls.verify.Refused` for one that cannot be carried exactly."""
+    board = boards.load(board_name or "pynq-z2")
+    board.clock_divisors(float(asked.get("clock_mhz") or board.clock_mhz))
     network = verify.examine(path)
-    return Subject(layers.describe(network.model, network.analysis), str(path), asked,
-                   boards.load(board_name or "pynq-z2"))
+    return Subject(layers.describe(network.model, network.analysis), str(path), asked, board)
 
 
 def of_recipe(recipe, exported: Path | None, asked: Mapping) -> Subject:

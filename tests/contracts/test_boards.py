@@ -146,3 +146,26 @@ def test_a_toy_package_runs_on_it(one, tmp_path):
     reported = result["device"]["pynq_reports_clock_mhz"]
     assert reported == pytest.approx(150 if one.ps == "zynq7" and one.crystal_mhz < 40 else 100, rel=1e-3)
     assert result["package"]["clock_mhz"] == 100
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The digits recipe's network, untrained."""
+    from pipeline import config, planning
+
+    return planning.of_recipe(config.load("runs/digits.toml"), None, {})
+
+
+@pytest.mark.parametrize("name", board.names())
+def test_the_digits_network_is_planned_or_refused_with_what_is_short(digits, name):
+    model = board.load(name)
+    found = digits.plan(model, over_budget=True)
+    have = {"bram18": 2 * model.resources["bram36"]} | dict(model.resources)
+    assert found["part"] == model.part and found["clock_mhz"] == model.clock_mhz
+    if found["fits"]:
+        assert all(row["planned"] <= 0.8 * have[r] for r, row in found["resources"].items())
+        assert found["totals"]["frames_per_second"] > 1000 and found["optimal"]
+        return
+    resource, row = max(found["resources"].items(), key=lambda item: item[1]["planned"] / max(item[1]["limit"], 1))
+    assert row["planned"] > row["limit"] and f"{row['planned'] - row['limit']:,} more than" in found["shortage"]
+    assert resource.upper() in found["shortage"]

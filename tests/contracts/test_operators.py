@@ -304,6 +304,13 @@ def max_pool_with_gaps():
 
 
 @case
+def max_pool_of_the_whole_picture():
+    """Negative values: the largest of them is less than an accumulator that starts from zero."""
+    net = picture((2, 5, 4), signed=True)
+    return net.head(net.pool(net.quant(net.convolve(net.input, 3, (1, 1)), 4), (5, 4)))
+
+
+@case
 def max_pool_padded():
     """Negative values, where zeros around would be seen; the padding is not alike on all sides."""
     net = picture((2, 5, 4), signed=True)

@@ -152,8 +152,8 @@ def test_nothing_faster_fits_where_it_is_proven():
 
 
 def test_a_smaller_board_gets_a_slower_plan():
-    large, small = planned("residual"), planned("residual", board=with_resources(lut=14_000))
-    assert small["resources"]["lut"]["planned"] <= 11_200
+    large, small = planned("residual"), planned("residual", board=with_resources(lut=12_500))
+    assert small["resources"]["lut"]["planned"] <= 10_000
     assert small["totals"]["multipliers"] < large["totals"]["multipliers"]
     assert small["totals"]["initiation_interval_cycles"] > large["totals"]["initiation_interval_cycles"]
 
@@ -169,8 +169,8 @@ def test_a_rate_that_is_asked_for_is_reached_with_less():
 
 
 def test_least_latency_is_no_longer_than_that_of_the_least_interval():
-    by_interval = planned("residual", board=with_resources(lut=16_000))
-    by_latency = planned("residual", board=with_resources(lut=16_000), objective="latency")
+    by_interval = planned("residual", board=with_resources(lut=12_500))
+    by_latency = planned("residual", board=with_resources(lut=12_500), objective="latency")
     assert by_latency["totals"]["latency_cycles"] <= by_interval["totals"]["latency_cycles"]
     assert by_latency["objective"] == "latency" and not by_latency["optimal"]
 
@@ -232,9 +232,13 @@ def test_a_board_that_is_too_small_is_refused_in_numbers_with_the_nearest_change
         planned("residual", board=small)
     error = caught.value
     whole = planned("residual", board=small, over_budget=True)
-    rows = {r["name"]: r["lut"]["implemented"]["value"] for r in whole["layers"] + whole["processes"]}
-    assert error.exit_code == 1 and error.where == max(rows, key=rows.get)
-    width, bits, larger = error.shortage.changes
+    row = whole["resources"]["lut"]
+    assert (error.shortage.available, error.shortage.missing) == (row["limit"], row["planned"] - row["limit"])
+    built = [x.folded(chosen.strategy, chosen.reuse_factor) if (chosen := error.chosen.get(x.name)) else x
+             for x in describe(*described("residual"))]  # fmt: skip
+    takes = {x.name: plan._own(x.spec, plan._request(built, board=small).target)["lut"] for x in built}
+    assert error.exit_code == 1 and error.where == max(takes, key=takes.get)
+    width, bits, larger = error.shortage.changes[-3:]
     # each is the nearest that helps: computed again here, one by one
     found = describe(*described("residual"))
     request = plan._request(found, board=small)
@@ -251,7 +255,18 @@ def test_a_board_that_is_too_small_is_refused_in_numbers_with_the_nearest_change
 
 def test_asked_for_factors_that_do_not_fit_are_said_to_be_the_reason():
     with pytest.raises(DoesNotFit, match="strategies and reuse factors left to the planner"):
-        planned("residual", reuse_factor=1, strategy="Resource", board=with_resources(lut=14_000))
+        planned("residual", reuse_factor=1, strategy="Resource", board=with_resources(lut=12_500))
+
+
+def test_a_smaller_margin_is_told_where_it_is_enough():
+    need = planned("residual", board=with_resources(lut=9_000), over_budget=True)["resources"]["lut"]["planned"]
+    small = with_resources(lut=int(need / 0.88))
+    with pytest.raises(DoesNotFit, match="one of: a margin of 0.1; ") as caught:
+        planned("residual", board=small)
+    assert caught.value.shortage.changes[0] == "a margin of 0.1"
+    assert planned("residual", board=small, margin=0.1)["fits"]
+    with pytest.raises(DoesNotFit):
+        planned("residual", board=small, margin=0.15)
 
 
 def test_over_budget_is_planned_only_where_that_is_asked_for():
