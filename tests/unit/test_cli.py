@@ -36,7 +36,7 @@ def test_help_has_an_example(name, capsys):
 
 
 def test_every_command_there_should_be():
-    expected = "run status doctor boards summary report predict verify import estimator"
+    expected = "run status doctor boards summary report predict verify import estimator plan"
     assert set(commands()) == set(expected.split())
 
 

@@ -67,15 +67,14 @@ def test_wire_description():
 
 def test_reuse_factors_of_the_plan_reach_the_cpp(tmp_path):
     found = convert_net(NETWORKS["residual"](), tmp_path / "project", strategy="Resource", frames_per_second=50_000)
-    firmware = found.project / "firmware"
-    text, source = (firmware / "parameters.h").read_text(), (firmware / "network.cpp").read_text()
-    written = dict(re.findall(r"struct (config\d+) .*?reuse_factor = (\d+);", text, re.S))
+    source = (found.project / "firmware" / "network.cpp").read_text()
+    written = generated.read(found.project).configs
     planned = {row["name"]: row["reuse_factor"] for row in found.plan["layers"]}
     assert len(set(planned.values())) > 1
     for row in found.layers:
         if row["name"] in planned:
             config = re.search(rf"(config\d+)>\(\w+, {row['stream']}, w", source)[1]
-            assert int(written[config]) == row["reuse_factor"] == planned[row["name"]]
+            assert written[config]["reuse_factor"] == row["reuse_factor"] == planned[row["name"]]
 
 
 def test_each_layer_is_built_by_its_own_strategy(tmp_path):

@@ -31,7 +31,8 @@ def test_a_file_is_told_layer_by_layer(model, capsys):
     code, text, _ = run(capsys, model, "--json")
     found = json.loads(text)
     totals = found["totals"]
-    assert f"interval: {totals['initiation_interval_cycles']:,} (" in out and f"bottleneck: {totals['bottleneck']}" in out
+    assert f"interval: {totals['initiation_interval_cycles']:,} (" in out
+    assert f"bottleneck: {totals['bottleneck']}" in out
     assert f"{totals['frames_per_second']:,} frames per second" in out
     stem = next(line for line in out.splitlines() if line.startswith("│ stem "))
     cells = [cell.strip() for cell in stem.strip("│").split("│")]
@@ -110,4 +111,4 @@ def test_a_recipe_with_an_export_is_planned_as_it_was_trained(tmp_path, capsys, 
     path = residual().save(tmp_path / "model.onnx")
     subject = planning.of_recipe(config.load(RECIPE, ["hls.margin=0.3"]), path, {})
     assert subject.origin == str(path) and subject.asked["margin"] == 0.3
-    assert [r["name"] for r in subject.plan()["layers"]][0] == "stem"
+    assert next(r["name"] for r in subject.plan()["layers"]) == "stem"
