@@ -40,7 +40,7 @@ lint: venv  ## style, and that imports point one way: pipeline -> hls -> boards
 	@.venv/bin/ruff check .
 	@.venv/bin/lint-imports --no-cache
 
-bench: venv  ## speed of our C simulation against hls4ml's own, as ratios
+bench: venv  ## our C simulation, reference and planner against others', as ratios
 	@.venv/bin/python -m pipeline.bench $(ARGS)
 
 study: venv  ## a longer investigation, STUDY of pipeline/studies: does a claim hold over seeds?

@@ -305,6 +305,12 @@ def index_memory(layer: LayerSpec) -> int:
     return memory_bram18(bits, layer.factor) if bits * layer.factor > 1024 else 0
 
 
+def row_memory(layer: LayerSpec) -> tuple[int, int, int]:
+    """(bits per word, words, BRAM18) of the row that nearest upsampling repeats: up to 1 kbit lies in LUTs."""
+    bits, depth = layer.in_shape[-1] * layer.input_bits, layer.in_shape[-2] if len(layer.in_shape) > 1 else 1
+    return bits, depth, memory_bram18(bits, depth) if bits * depth > 1024 else 0
+
+
 def window_fifos(layer: LayerSpec) -> tuple[int, int, int]:
     """(count, depth, bits) of the FIFOs of the "encoded" window: one per position and channel."""
     if layer.implementation != "encoded" or layer.kind not in ("conv", "pool") or not layer.kernel:
@@ -653,6 +659,12 @@ def _other_terms(layer: LayerSpec, target: Target) -> dict:
         bits = layer.table_size.bit_length()
         lut = {"base": 150.0, "lane": lanes * bits * (layer.input_bits / 2 + 4.0)}
         ff = {"base": 60.0, "lane": lanes * bits * (layer.input_bits + bits / 2)}
+    elif kind == "resize" and not layer.serial:
+        # nnet_upsample.h: a selection and a register for each channel; the row it repeats lies in a memory of LUTs, 64
+        # words deep, or of blocks (`row_memory`)
+        bits, depth, blocks = row_memory(layer)
+        lut = {"base": 150.0, "lane": 1.0 * bits, "row": 0.0 if blocks else bits * math.ceil(depth / 64)}
+        ff = {"base": 60.0, "lane": 1.0 * bits}
     elif kind == "resize":
         row = layer.in_shape[1] if len(layer.in_shape) > 1 else 1
         held = lanes * row * layer.input_bits
@@ -730,8 +742,9 @@ def extrapolated(layers: Iterable[LayerSpec], target: Target) -> tuple[str, ...]
                      "templates, coefficients from Vivado HLS")
     if any(max(x.weight_bits, x.input_bits) <= 4 for x in work):
         found.append("4-bit products: one published row; LUT multipliers assumed under Vitis HLS")
-    if any(x.kind in ("merge", "clone", "threshold", "search", "other") for x in layers):
-        found.append("merge, clone, threshold or unknown layers: no published row")
+    if any(x.kind in ("merge", "clone", "threshold", "search", "other") or (x.kind == "resize" and not x.serial)
+           for x in layers):
+        found.append("merge, clone, threshold, upsampling or unknown layers: no published row")
     if target.toolchain not in ("vivado_hls", "vitis_hls"):
         found.append(f"toolchain {target.toolchain!r}: no data")
     return tuple(found)
@@ -769,6 +782,7 @@ def raw_layer(layer: LayerSpec, target: Target, coefficients: Mapping,
     elif layer.kind == "activation" and layer.serial and layer.weight_bits > SMALL_OPERAND:
         dsp = 2.0
     memories = weight_memory(layer, target)[1] + index_memory(layer) + table_memory(layer, target)
+    memories += row_memory(layer)[2] if layer.kind == "resize" and not layer.serial else 0
     if target.stream:
         memories += window_count * fifo_bram18(window_depth, window_bits, replace(target, toolchain="vivado_hls"))
     known = [fifos(layer, target)] if streams is None else [(1, depth, bits) for depth, bits in streams]

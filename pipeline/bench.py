@@ -2,7 +2,8 @@
 
 C simulation by :mod:`hls.csim` (copies of the design on all cores, codes in and out) against hls4ml's own ``predict()``
 on the same project, alternating, compile time apart; the integer reference (:mod:`hls.reference`) against qonnx
-execution of the exported file. Both sides must give the same codes or there is nothing to compare.
+execution of the exported file. Both sides must give the same codes or there is nothing to compare. Then planning
+(:mod:`pipeline.bench_plan`).
 """
 
 import argparse
@@ -28,7 +29,7 @@ from hls import csim, graph, numerics
 from hls.convert import convert, predictor
 from hls.plan import make_plan
 from hls.reference import Reference
-from pipeline import models
+from pipeline import bench_plan, models
 from pipeline.export import export
 from pipeline.quantize import calibrate, twin
 
@@ -279,6 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
             growth += reference_against_qonnx(file, batches[:2] if options.quick else batches, 4 if options.quick else
                                               32, options.rounds, options.cores)  # fmt: skip
         many = many_pictures(Path(scratch) / "resnet8-1.onnx", 10_000 // scale, options.cores)
+    planning = bench_plan.run(load_board("pynq-z2"), options.quick) | {"machine": before}
     table = Table("what", "samples", "ours s", "theirs s", "ratio (median)", "min .. max")
     for row in results:
         table.add_row(
@@ -298,12 +300,16 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"{many['pictures']} pictures: {many['seconds']:.1f} s on {many['cores']} core(s)")
     console.print(", ".join(f"{key}: {value}" for key, value in before.items()))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"machine": before, "results": results, "reference": growth, "many": many}
+    for line in bench_plan.lines(planning):
+        console.print(line, markup=False, highlight=False)
+    found = {"machine": before, "results": results, "reference": growth, "many": many, "planning": planning}
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     console.print(f"written to {options.out}")
     if options.page:
         options.page.write_text(page(before, results, options.quick, growth, many), encoding="utf-8")
-        console.print(f"written to {options.page}")
+        plans = options.page.with_name("planning.md")
+        plans.write_text("\n".join(bench_plan.lines(planning)) + "\n", encoding="utf-8")
+        console.print(f"written to {options.page} and {plans}")
     return 0
 
 

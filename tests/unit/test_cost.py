@@ -243,6 +243,36 @@ def test_bipolar_layers_cost_less_than_those_of_four_bits_and_are_extrapolated()
         assert lut == sorted(set(lut))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["threshold", "resize", "pad", "clone", "merge", "activation", "pool", "globalpool"]),
+       st.integers(1, 40), st.integers(1, 20), st.integers(1, 12), st.integers(0, 12), st.integers(1, 3))
+def test_layers_of_our_own_grow_with_pixels_channels_and_bits(kind, side, channels, bits, more, times):
+    def layer(channels, bits, levels):
+        grown = side * 2 if kind == "resize" else side
+        return LayerSpec("x", kind, (side, side, channels), (grown, grown, channels), kernel=(2, 2),
+                         input_bits=bits, output_bits=bits, table_size=levels)
+
+    k = cost.load_coefficients()
+    small = cost.raw_layer(layer(channels, bits, 7), OURS, k)
+    large = cost.raw_layer(layer(channels * times, bits + more, 7 + more), OURS, k)
+    for part in ("own", "fifo"):
+        assert large[part]["bram18"] >= small[part]["bram18"] >= 0
+    if large["own"]["bram18"] == small["own"]["bram18"]:
+        assert large["own"]["lut"] >= small["own"]["lut"] > 0 and large["own"]["ff"] >= small["own"]["ff"]
+    if kind in ("threshold", "resize", "clone", "merge"):
+        assert cost.estimate([layer(channels, bits, 7)], Z020).evidence == "estimated (extrapolated)"
+
+
+def test_upsampling_holds_one_row():
+    # 16 channels of 4 bits, 32 pixels: 2 kbit in two blocks 36 bits wide; 4 pixels lie in LUTs
+    wide = LayerSpec("u", "resize", (32, 32, 16), (64, 64, 16), input_bits=4, output_bits=4)
+    assert cost.row_memory(wide) == (64, 32, 2)
+    assert cost.row_memory(replace(wide, in_shape=(4, 4, 16), out_shape=(8, 8, 16))) == (64, 4, 0)
+    assert cost.raw_layer(wide, OURS, cost.load_coefficients())["own"]["bram18"] == 2
+    # a token every cycle, four for each that comes in
+    assert cost.layer_cycles(wide, OURS)["latency_max"] == 64 * 64 + 3
+
+
 @pytest.mark.parametrize("name", boards.names())
 def test_every_board_has_a_family_and_its_parts_own_resources(name):
     """Published for the part, and written in the board's file: the same DSP48 blocks; no weights in UltraRAM."""
