@@ -40,8 +40,10 @@ def read(path: str | Path) -> onnx.ModelProto:
     path = Path(path)
     try:
         model = onnx.load_model_from_string(_bytes(path))
-        if not model.graph.node or not model.graph.output:
+        if not model.graph.node:
             raise GraphError("not a readable ONNX file: it holds no network", where=path, fix=AGAIN)
+        if not model.graph.output:
+            raise GraphError("the network has 0 outputs", where=path, fix=AGAIN)
         _versions(model, path)
         _external_data(model, path)
         _kind(model, path)

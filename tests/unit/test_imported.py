@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from boards.onboard import predict as onboard
-from hls import graph
+from hls import graph, onnxfile
 from hls.numerics import Quantizer
 from pipeline import cli, config, imported, importing, pixels, summary
 from pipeline.datasets import elsewhere
@@ -221,6 +221,22 @@ def test_files_that_are_no_network(data, tmp_path, capsys):
     weights = net.constant(np.random.default_rng(0).normal(size=(3, 1, 3, 3)), "float.weight")
     net.head(net.relu_quant(net.conv(net.input, 3, weights=weights, name="float")), 3).save(tmp_path / "float.onnx")
     refused(capsys, tmp_path, "its weights are not quantised", tmp_path / "float.onnx", "--data", data)
+
+
+def test_files_that_may_not_be_read(model, data, tmp_path, capsys, monkeypatch):
+    """Whoever the tests run as: the system's refusal is made up."""
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    for module, name, words in ((onnxfile.Path, "read_bytes", "the file cannot be read: Permission denied"),
+                                (elsewhere.zipfile, "ZipFile", "the test data cannot be read: Permission denied")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, denied)
+            refused(capsys, tmp_path, words, model, "--labels", LABELS, "--data", data)
+            if name == "ZipFile":
+                assert cli.main(["verify", str(model), "--inputs", str(data)]) == 2
+                assert "the inputs cannot be read: Permission denied" in capsys.readouterr().err
 
 
 def test_other_options_that_do_not_fit(model, data, tmp_path, capsys):

@@ -54,6 +54,12 @@ def test_no_onnx(tmp_path, content, words):
     refused(file, words)
 
 
+def test_no_outputs(tmp_path):
+    proto = small()
+    del proto.graph.output[:]
+    refused(saved(tmp_path, proto), "the network has 0 outputs")
+
+
 def test_a_folder_and_nothing(tmp_path):
     refused(tmp_path, "it is a folder")
     refused(tmp_path / "none.onnx", "there is no such file")
