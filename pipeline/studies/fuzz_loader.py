@@ -184,7 +184,7 @@ def judge(content: bytes) -> tuple[str, str]:
 
 def _compare(network) -> tuple[str, str]:
     """Reference and qonnx on random codes of a graph that was understood."""
-    if not network.analysis.float32_exact:
+    if not network.exact:
         return "understood", "float32 is not exact for it"
     random = np.random.default_rng(0)
     values = some_inputs(network, 4, random)
