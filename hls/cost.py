@@ -305,6 +305,11 @@ def index_memory(layer: LayerSpec) -> int:
     return memory_bram18(bits, layer.factor) if bits * layer.factor > 1024 else 0
 
 
+def _upsamples(layer: LayerSpec, target: Target) -> bool:
+    """Whether it is our own process; hls4ml's, published with Vivado HLS, holds its row in registers."""
+    return layer.kind == "resize" and not layer.serial and target.vitis
+
+
 def row_memory(layer: LayerSpec) -> tuple[int, int, int]:
     """(bits per word, words, BRAM18) of the row that nearest upsampling repeats: up to 1 kbit lies in LUTs."""
     bits, depth = layer.in_shape[-1] * layer.input_bits, layer.in_shape[-2] if len(layer.in_shape) > 1 else 1
@@ -659,7 +664,7 @@ def _other_terms(layer: LayerSpec, target: Target) -> dict:
         bits = layer.table_size.bit_length()
         lut = {"base": 150.0, "lane": lanes * bits * (layer.input_bits / 2 + 4.0)}
         ff = {"base": 60.0, "lane": lanes * bits * (layer.input_bits + bits / 2)}
-    elif kind == "resize" and not layer.serial:
+    elif _upsamples(layer, target):
         # nnet_upsample.h: a selection and a register for each channel; the row it repeats lies in a memory of LUTs, 64
         # words deep, or of blocks (`row_memory`)
         bits, depth, blocks = row_memory(layer)
@@ -742,8 +747,7 @@ def extrapolated(layers: Iterable[LayerSpec], target: Target) -> tuple[str, ...]
                      "templates, coefficients from Vivado HLS")
     if any(max(x.weight_bits, x.input_bits) <= 4 for x in work):
         found.append("4-bit products: one published row; LUT multipliers assumed under Vitis HLS")
-    if any(x.kind in ("merge", "clone", "threshold", "search", "other") or (x.kind == "resize" and not x.serial)
-           for x in layers):
+    if any(x.kind in ("merge", "clone", "threshold", "search", "other") or _upsamples(x, target) for x in layers):
         found.append("merge, clone, threshold, upsampling or unknown layers: no published row")
     if target.toolchain not in ("vivado_hls", "vitis_hls"):
         found.append(f"toolchain {target.toolchain!r}: no data")
@@ -782,7 +786,7 @@ def raw_layer(layer: LayerSpec, target: Target, coefficients: Mapping,
     elif layer.kind == "activation" and layer.serial and layer.weight_bits > SMALL_OPERAND:
         dsp = 2.0
     memories = weight_memory(layer, target)[1] + index_memory(layer) + table_memory(layer, target)
-    memories += row_memory(layer)[2] if layer.kind == "resize" and not layer.serial else 0
+    memories += row_memory(layer)[2] if _upsamples(layer, target) else 0
     if target.stream:
         memories += window_count * fifo_bram18(window_depth, window_bits, replace(target, toolchain="vivado_hls"))
     known = [fifos(layer, target)] if streams is None else [(1, depth, bits) for depth, bits in streams]
