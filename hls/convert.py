@@ -67,6 +67,7 @@ def convert(model, analysis: Analysis, plan: dict, *, part: str, folder: Path) -
     with contextlib.redirect_stdout(io.StringIO()) as log, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = _to_hls4ml(model, analysis, plan, part, folder)
+    _order_depthwise_weights(graph)
     layers = _check(graph, model, analysis, plan)
     with contextlib.redirect_stdout(log), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -247,6 +248,16 @@ def _install_own_layers() -> None:
         backend.register_source(TEMPLATES / "layers" / f"nnet_{function}.h")
 
 
+def _order_depthwise_weights(graph) -> None:
+    """Turn back what hls4ml turns wrongly: of Resource strategy, it transposes the weights of a depthwise convolution
+    as those of a dense one, from (H, W, 1, C) to (C, H, W, 1), but its product reads them pixel by pixel."""
+    for layer in graph.get_layers():
+        if layer.class_name == "DepthwiseConv2D" and layer.get_attr("_weights_transposed"):
+            weights = layer.weights["weight"]
+            weights.data = np.ascontiguousarray(np.transpose(weights.data, (1, 2, 3, 0)))
+            layer.set_attr("_weights_transposed", False)
+
+
 def _own_nodes(model, analysis: Analysis) -> None:
     """Nodes for layers of our own: hls4ml makes a layer of every constant input, so constants become attributes."""
     from onnx import helper
@@ -304,6 +315,10 @@ def _without_input_quantizer(model, analysis: Analysis):
     return model
 
 
+#: What hls4ml's passes put in front of a node's name.
+_PREFIXES = {"Conv": ("", "Conv2D_", "DepthwiseConv2D_"), "MatMul": ("", "Dense_"), "Add": ("", "bn_")}
+
+
 def _layer_config(model, analysis: Analysis, plan: dict) -> dict:
     """hls4ml's per-layer settings, under the node's name and the names its passes will give it.
 
@@ -333,7 +348,7 @@ def _layer_config(model, analysis: Analysis, plan: dict) -> dict:
         if node.name in planned:
             row = planned[node.name]
             entry |= {"ReuseFactor": row["reuse_factor"], "Strategy": row["strategy"]}
-        for prefix in {"Conv": ("", "Conv2D_"), "MatMul": ("", "Dense_"), "Add": ("", "bn_")}.get(node.op_type, ("",)):
+        for prefix in _PREFIXES.get(node.op_type, ("",)):
             settings[prefix + node.name] = entry
     return settings
 
@@ -384,7 +399,7 @@ def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
         precision = variable.type.precision
         # padding adds zeros, which every grid has: it carries its input
         tensor = _tensor_of(layer.inputs[0] if layer.class_name.startswith("ZeroPadding") else layer.outputs[0])
-        source = layer.name.removeprefix("Conv2D_").removeprefix("Dense_")
+        source = layer.name.removeprefix("Depthwise").removeprefix("Conv2D_").removeprefix("Dense_")
         if tensor == model.graph.input[0].name:
             tensor = model.find_consumer(tensor).output[0]
         users = model.find_consumers(tensor) or []
@@ -403,6 +418,9 @@ def _check(graph, model, analysis: Analysis, plan: dict) -> list[dict]:
         if source in planned:
             done.add(source)
             _check_arithmetic(layer, source, planned[source], analysis)
+            if layer.class_name == "DepthwiseConv2D":
+                node = next(node for node in model.graph.node if node.name == source)
+                _check_depthwise_order(layer, source, *analysis.constants[node.input[1]])
         elif "accum_t" in layer.types and not _holds(layer.types["accum_t"].precision, analysis.tensors[tensor]):
             raise ConvertError(
                 f"layer {layer.name}: type {layer.types['accum_t'].precision} is too narrow", where=tensor
@@ -474,6 +492,13 @@ def _check_arithmetic(layer, source: str, row: dict, analysis: Analysis) -> None
             where=f"layer {source}",
         )
     _check_weights(layer, source)
+
+
+def _check_depthwise_order(layer, source: str, codes: np.ndarray, lsb: int) -> None:
+    wanted = np.ldexp(codes.astype(np.float64), lsb).transpose(1, 2, 3, 0).ravel()
+    if not np.array_equal(np.ravel(layer.weights["weight"].data), wanted):
+        raise ConvertError("the weights of a depthwise convolution are not in the order its product reads",
+                           where=f"layer {source}", fix="report the network")
 
 
 def _check_weights(layer, source: str) -> None:

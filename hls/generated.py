@@ -83,7 +83,7 @@ class Generated:
 
 def plain_name(name: str) -> str:
     """An hls4ml layer name without the prefixes its passes add: ``zp2d_Conv2D_conv1`` -> ``zp2d_conv1``."""
-    return re.sub(r"^((?:zp2d_|clone_)?)(?:Conv2D_|Dense_|bn_)", r"\1", name)
+    return re.sub(r"^((?:zp2d_|clone_)?)(?:DepthwiseConv2D_|Conv2D_|Dense_|bn_)", r"\1", name)
 
 
 def read(project: Path) -> Generated:

@@ -1,8 +1,8 @@
 """Operations that hardware does not have, written with those it has: an exact rewriting of a cleaned NCHW graph.
 
-What comes out computes the same function on integers (tests run both with qonnx): grouped, depthwise and dilated
-convolutions become dense ones with zero weights, an average over 2**k pixels a convolution by 2**-k (over another
-number: their sum, divided), a multiplication by powers of two one by a diagonal, 1-D pictures 2-D ones of height 1;
+What comes out computes the same function on integers (tests run both with qonnx): grouped and dilated convolutions
+become dense ones with zero weights, an average over 2**k pixels a depthwise convolution by 2**-k (over another number:
+their sum, divided), a multiplication by powers of two one of one pixel, 1-D pictures 2-D ones of height 1;
 weights with one power-of-two scale per channel, or of -1 and +1, become codes on one grid. What is not exact is left as
 it stands, for :mod:`hls.numerics` to refuse by name.
 """
@@ -117,23 +117,24 @@ def _set_option(node, name: str, value) -> None:
     node.attribute.append(helper.make_attribute(name, value))
 
 
-def _convolution(model, node, source: str, weights: np.ndarray, *, strides=(1, 1), pads=(0, 0, 0, 0)) -> bool:
-    """Put a convolution without bias in a node's place; False where its weights cannot be written exactly."""
+def _depthwise(model, node, source: str, weights: np.ndarray, *, strides=(1, 1), pads=(0, 0, 0, 0)) -> bool:
+    """Put a convolution of each channel by itself, without bias, in a node's place; ``weights`` (C, 1, kH, kW). False
+    where they cannot be written exactly."""
     name = new_constant(model, f"{node.name}_weights", weights)
     if name is None:
         return False
-    made = helper.make_node("Conv", [source, name], [node.output[0]], name=node.name, group=1, dilations=[1, 1],
-                            kernel_shape=list(weights.shape[2:]), strides=list(strides), pads=list(pads))  # fmt: skip
+    made = helper.make_node("Conv", [source, name], [node.output[0]], name=node.name, group=len(weights),
+                            dilations=[1, 1], kernel_shape=list(weights.shape[2:]), strides=list(strides),
+                            pads=list(pads))  # fmt: skip
     place = list(model.graph.node).index(node)
     model.graph.node.remove(node)
     model.graph.node.insert(place, made)
     return True
 
 
-def _diagonal(channels: int, factors=1.0, kernel=(1, 1)) -> np.ndarray:
-    weights = np.zeros((channels, channels, *kernel))
-    weights[np.arange(channels), np.arange(channels)] = np.broadcast_to(factors, channels)[:, None, None]
-    return weights
+def _each(channels: int, factors=1.0, kernel=(1, 1)) -> np.ndarray:
+    """(C, 1, kH, kW), a factor for each channel."""
+    return np.ones((channels, 1, *kernel)) * np.broadcast_to(factors, channels)[:, None, None, None]
 
 
 # --------------------------------------------------------------------------- the ends of the graph
@@ -437,13 +438,13 @@ def _averages(model) -> None:
             continue
         count = math.prod(kernel)
         if log2_exact(count) is not None:
-            _convolution(model, node, node.input[0], _diagonal(shape[1], 1 / count, kernel), strides=strides, pads=pads)
+            _depthwise(model, node, node.input[0], _each(shape[1], 1 / count, kernel), strides=strides, pads=pads)
             continue
         # onnxruntime divides the sum, which is exact: so does a Div, for the thresholds of a quantiser to take in
         mean, total = node.output[0], f"{node.name}_sum"
         after = model.get_tensor_shape(mean)
         node.output[0] = total
-        if not _convolution(model, node, node.input[0], _diagonal(shape[1], 1.0, kernel), strides=strides, pads=pads):
+        if not _depthwise(model, node, node.input[0], _each(shape[1], 1.0, kernel), strides=strides, pads=pads):
             raise NotExact(node.name, "its sums cannot be written as a convolution", "report the network")
         made = next(n for n in model.graph.node if n.output[0] == total)
         model.set_tensor_shape(total, after)
@@ -470,7 +471,7 @@ def _multiplications(model) -> None:
             continue
         factors, source = np.broadcast_to(aligned.ravel(), shape[1]), node.input[place]
         if len(shape) == 4:
-            _convolution(model, node, source, _diagonal(shape[1], factors))
+            _depthwise(model, node, source, _each(shape[1], factors))
         elif (name := new_constant(model, f"{node.name}_weights", np.diag(factors))) is not None:
             made = helper.make_node("MatMul", [source, name], [node.output[0]], name=node.name)
             model.graph.node.insert(list(model.graph.node).index(node), made)
@@ -530,7 +531,7 @@ def _plain_constants(model, layers: str) -> None:
             if values is None:
                 continue
             holes = index == 1 and node.op_type == "Conv" and values.ndim == 4 and (
-                _has_holes(node) or _skips_rows(node, values))  # fmt: skip
+                _has_holes(model, node) or _skips_rows(model, node, values))  # fmt: skip
             if not holes and not _needs_codes(model, name):
                 continue
             dense = _dense_kernel(model, node, values) if holes else values
@@ -544,11 +545,12 @@ def _plain_constants(model, layers: str) -> None:
                     # two layers of as many -1 and +1 cannot be told apart: both keep their node's name
                     names[new] = names[old] if names.get(new, names[old]) == names[old] else ""
             if holes:
-                if _skips_rows(node, values):
+                if _skips_rows(model, node, values):
                     top, left, bottom, right = attributes(node).get("pads", [0, 0, 0, 0])
                     _set_option(node, "pads", [top, left, bottom + 1, right])
                     _set_option(node, "auto_pad", "NOTSET")
-                _set_option(node, "group", 1)
+                if not _is_depthwise(model, node):
+                    _set_option(node, "group", 1)
                 _set_option(node, "dilations", [1, 1])
                 _set_option(node, "kernel_shape", list(dense.shape[2:]))
             node.input[index] = made
@@ -581,17 +583,26 @@ def _needs_codes(model, name: str) -> bool:
     return bool(np.any(scale != scale[0]) or np.any(width != width[0]) or one_bit)
 
 
-def _has_holes(node) -> bool:
+def _has_holes(model, node) -> bool:
     options = attributes(node)
-    return options.get("group", 1) != 1 or any(d != 1 for d in options.get("dilations", [1]))
+    group = options.get("group", 1)
+    return (group != 1 and not _is_depthwise(model, node)) or any(d != 1 for d in options.get("dilations", [1]))
 
 
-def _skips_rows(node, values: np.ndarray) -> bool:
-    """hls4ml 1.3.0 computes kernels of one row and several columns with its process for one dimension, which knows no
-    vertical stride: such a kernel gets a second row of zeros, and the picture a row of padding."""
+def _is_depthwise(model, node) -> bool:
+    """One filter for each channel: hardware has a layer for it, which several filters for each channel have not."""
+    group = attributes(node).get("group", 1)
+    return 1 < group == model.get_tensor_shape(node.input[0])[1] == model.get_tensor_shape(node.input[1])[0]
+
+
+def _skips_rows(model, node, values: np.ndarray) -> bool:
+    """hls4ml 1.3.0 computes kernels of one row and several columns, and every depthwise kernel of one row, with its
+    process for one dimension, which knows no vertical stride: such a kernel gets a second row of zeros, and the picture
+    a row of padding."""
     options = attributes(node)
     rule, down = options.get("auto_pad", b"NOTSET"), options.get("strides", [1, 1])[0]
-    return down > 1 and values.shape[2] == 1 < values.shape[3] and rule in (b"NOTSET", b"VALID", b"")
+    one_row = values.shape[2] == 1 and (values.shape[3] > 1 or _is_depthwise(model, node))
+    return down > 1 and one_row and rule in (b"NOTSET", b"VALID", b"")
 
 
 def _dense_kernel(model, node, values: np.ndarray) -> np.ndarray | None:
@@ -602,9 +613,14 @@ def _dense_kernel(model, node, values: np.ndarray) -> np.ndarray | None:
     outputs, inputs, height, width = values.shape
     if inputs * group != channels or outputs % group:
         return None
-    rows = 2 if _skips_rows(node, values) else (height - 1) * down + 1
+    rows = 2 if _skips_rows(model, node, values) else (height - 1) * down + 1
+    last = (height - 1) * down + 1
+    if _is_depthwise(model, node):
+        spread = np.zeros((outputs, 1, rows, (width - 1) * right + 1))
+        spread[:, :, :last:down, ::right] = values
+        return spread
     dense = np.zeros((outputs, channels, rows, (width - 1) * right + 1))
     for g in range(group):
         own = slice(g * outputs // group, (g + 1) * outputs // group)
-        dense[own, g * inputs : (g + 1) * inputs, : (height - 1) * down + 1 : down, ::right] = values[own]
+        dense[own, g * inputs : (g + 1) * inputs, :last:down, ::right] = values[own]
     return dense

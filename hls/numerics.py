@@ -259,9 +259,11 @@ def _check_width(node, lsb: int, *codes, at: int | None = None, more: float = 1.
 
 
 def _multiply_accumulate(model, node, analysis: Analysis, weights, bias, source: Fixed, padded: bool) -> Fixed:
-    """Range of a sum of products. ``weights`` int64 (terms, outputs); ``source`` bounds (terms,) or scalar."""
+    """Range of a sum of products. ``weights`` int64 (terms, outputs); ``source`` bounds (terms,), scalar, or (terms,
+    outputs)."""
     codes, weight_lsb = weights
-    lo, hi = (np.broadcast_to(np.ravel(b), codes.shape[:1])[:, None] for b in (source.lo, source.hi))
+    lo, hi = (b if np.ndim(b) == 2 else np.broadcast_to(np.ravel(b), codes.shape[:1])[:, None]
+              for b in (source.lo, source.hi))
     if padded:  # a border pixel sees zeros in place of data
         lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
     lsb = weight_lsb + source.lsb
@@ -308,9 +310,10 @@ def _explicit_padding(node, options: dict) -> None:
 def _conv(model, node, analysis: Analysis) -> Fixed:
     options, source = attributes(node), _input(analysis, node)
     codes, lsb = _weights(model, node, analysis)
-    if options.get("group", 1) != 1:
-        raise NotExact(node.name, "grouped and depthwise convolutions are not carried exactly yet (hls4ml 1.3.0)",
-                       "use a model without them")
+    group, channels = options.get("group", 1), model.get_tensor_shape(node.input[0])[-1]
+    if group != 1 and (group != channels or group != codes.shape[0]):
+        raise NotExact(node.name, f"its {group} groups cannot be written as one dense kernel",
+                       "quantise its weights (Brevitas: QuantConv2d)")
     if any(d != 1 for d in options.get("dilations", [1])):
         raise NotExact(node.name, "a dilated convolution is not supported by hls4ml 1.3.0", "use dilation 1")
     _explicit_padding(node, options)
@@ -320,6 +323,8 @@ def _conv(model, node, analysis: Analysis) -> Fixed:
     taps = terms.shape[0] // codes.shape[-1]
 
     def per_tap(bounds):
+        if group != 1:  # each output sees its own channel alone
+            return np.broadcast_to(np.broadcast_to(np.ravel(bounds), (channels,)), (taps, channels))
         return np.tile(np.broadcast_to(np.ravel(bounds), (codes.shape[-1],)), taps)
 
     spread = Fixed(source.lsb, per_tap(source.lo), per_tap(source.hi))

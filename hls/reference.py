@@ -173,12 +173,12 @@ class Reference:
         top, left, bottom, right = options.get("pads", [0, 0, 0, 0])
         even = top == bottom and left == right
         padding, strides = (top, left) if even else (0, 0), tuple(options.get("strides", [1, 1]))
-        biased = len(node.input) > 2 and bool(node.input[2])
+        biased, group = len(node.input) > 2 and bool(node.input[2]), options.get("group", 1)
 
         def convolve(x, w, b):
             x = x.permute(0, 3, 1, 2)  # channels stay last in memory
             x = x if even else functional.pad(x, (left, right, top, bottom))
-            return functional.conv2d(x, w, b, strides, padding).permute(0, 2, 3, 1).contiguous()
+            return functional.conv2d(x, w, b, strides, padding, 1, group).permute(0, 2, 3, 1).contiguous()
 
         return self._products(node, weights, node.input[2] if biased else None, convolve)
 

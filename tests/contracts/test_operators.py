@@ -4,6 +4,7 @@ Each case is a network of its own, so that a failing one names itself. ``CASES``
 every row of ``docs/operators.md`` names its evidence here.
 """
 
+import copy
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boards.errors import SlimgateError
-from hls import csim, dataflow, generated, graph, numerics, scales
+from hls import convert, csim, dataflow, generated, graph, numerics, scales
 from hls.lower import host_operations
 from hls.reference import Reference
 from tests.graphs import DOMAIN, Net, prepared
-from tests.hil.converted import convert_net
+from tests.hil.converted import PART, convert_net
 
 #: Compiling takes most of the time; what the C++ means does not depend on the level.
 FLAGS = ("-O0", *csim.FLAGS[1:])
@@ -215,6 +216,7 @@ _convolution("conv_of_one_row", kernel=(1, 2), strides=[2, 1])
 _convolution("conv_of_one_row_padded", kernel=(1, 3), strides=[3, 2], pads=[1, 1, 2, 0], group=2, filters=4)
 _convolution("conv_dilated", kernel=(2, 2), dilations=[2, 1], pads=[1, 0, 1, 0])
 _convolution("conv_depthwise", shape=(3, 5, 4), filters=3, group=3, pads=[1, 1, 1, 1])
+_convolution("conv_depthwise_of_one_pixel", shape=(3, 5, 4), filters=3, group=3, kernel=(1, 1), strides=[2, 1])
 _convolution("conv_depthwise_multiplier", shape=(2, 5, 4), filters=6, group=2)
 _convolution("conv_grouped", shape=(4, 4, 4), filters=6, group=2, strides=[2, 2], pads=[1, 1, 1, 1])
 _convolution("conv_scale_per_channel", filters=3, scales=[-3, -5, -1])
@@ -603,6 +605,26 @@ def test_operator(everything, name):
     read = dataflow.from_project(generated.read(found.project), found.io)
     assert {p.name: p for p in built.processes} == {p.name: p for p in read.processes}
     assert prove(found, library.result()) > 20
+
+
+def test_depthwise_at_every_kind_of_reuse(tmp_path, monkeypatch):
+    """hls4ml has a product each for factors up to the channels, multiples of them, and others above. Weights are
+    asymmetric, so that any other order of theirs shows; so does the order that hls4ml itself gives them."""
+    net, factors = picture((4, 4, 4), samples=16), {"few": 2, "many": 36, "other": 9}
+    x = net.input
+    for name in factors:
+        x = net.body(net.convolve(x, 4, group=4, pads=[1] * 4, name=name), 6)
+    found = convert_net(net.head(x), tmp_path / "a")
+    plan = copy.deepcopy(found.plan)
+    for row in plan["layers"]:
+        row["reuse_factor"] = factors.get(row["name"], row["reuse_factor"])
+    io = convert.convert(found.model, found.analysis, plan, part=PART, folder=tmp_path / "b")
+    monkeypatch.setattr(csim, "FLAGS", FLAGS)
+    library = csim.compile_design(tmp_path / "b", io)
+    assert np.array_equal(csim.run(library, net.codes, io), found.expected)
+    monkeypatch.setattr(convert, "_order_depthwise_weights", lambda graph: None)
+    with pytest.raises(convert.ConvertError, match="depthwise convolution are not in the order its product reads"):
+        convert.convert(found.model, found.analysis, plan, part=PART, folder=tmp_path / "c")
 
 
 def test_the_host_is_told_what_it_runs():
