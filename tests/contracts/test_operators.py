@@ -617,7 +617,8 @@ def test_depthwise_at_every_kind_of_reuse(tmp_path, monkeypatch):
     found = convert_net(net.head(x), tmp_path / "a")
     plan = copy.deepcopy(found.plan)
     for row in plan["layers"]:
-        row["reuse_factor"] = factors.get(row["name"], row["reuse_factor"])
+        if row["name"] in factors:
+            row |= {"strategy": "Resource", "reuse_factor": factors[row["name"]]}
     io = convert.convert(found.model, found.analysis, plan, part=PART, folder=tmp_path / "b")
     monkeypatch.setattr(csim, "FLAGS", FLAGS)
     library = csim.compile_design(tmp_path / "b", io)
