@@ -90,12 +90,12 @@ def platform(board: Board, clock_mhz: float | None = None) -> dict:
         },
         # No register interface: ap_ctrl_none, the length of a DMA transfer is the batch.
         "network_0": {
-            "vlnv": "xilinx.com:hls:network:1.0",
+            "vlnv": "slimgate:hls:slimgate_axis:1.0",
             "parameters": {},
             "interfaces": {"s_axis": (axis, "SLAVE"), "m_axis": (axis, "MASTER")},
         },
         "probe_0": {
-            "vlnv": "slimgate:hw:probe:1.0",
+            "vlnv": "xilinx.com:module_ref:slimgate_probe:1.0",
             "parameters": {},
             "interfaces": {
                 "s_axi": (aximm, "SLAVE"), "input_axis": (axis, "MONITOR"), "output_axis": (axis, "MONITOR"),
@@ -147,6 +147,7 @@ def _ps_parameters(board: Board, clock_mhz: float) -> dict:
         parameters |= {
             "PCW_CRYSTAL_PERIPHERAL_FREQMHZ": board.crystal_mhz, "PCW_USE_M_AXI_GP0": 1, "PCW_USE_S_AXI_HP0": 1,
             "PCW_S_AXI_HP0_DATA_WIDTH": board.hp_width_bits, "PCW_USE_FABRIC_INTERRUPT": 0,
+            "PCW_IOPLL_CTRL_FBDIV": round(board.io_pll_mhz / board.crystal_mhz),
             "PCW_FPGA0_PERIPHERAL_FREQMHZ": clock_mhz, "PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ": made,
         }  # fmt: skip
         for i in range(4):
@@ -157,8 +158,11 @@ def _ps_parameters(board: Board, clock_mhz: float) -> dict:
                 f"PCW_FCLK{i}_PERIPHERAL_DIVISOR1": second if i == 0 else 1,
             }
         return parameters
+    halved = board.io_pll_mhz < 1500  # the oscillator runs at 1500 MHz or more
     parameters |= {
-        "PSU__PSS_REF_CLK__FREQMHZ": board.crystal_mhz, "PSU__USE__M_AXI_GP0": 1, "PSU__USE__S_AXI_GP2": 1,
+        "PSU__PSS_REF_CLK__FREQMHZ": board.crystal_mhz, "PSU__USE__M_AXI_GP0": 1, "PSU__USE__M_AXI_GP1": 0,
+        "PSU__USE__M_AXI_GP2": 0, "PSU__USE__S_AXI_GP2": 1, "PSU__CRL_APB__IOPLL_CTRL__DIV2": int(halved),
+        "PSU__CRL_APB__IOPLL_CTRL__FBDIV": round(board.io_pll_mhz * (1 + halved) / board.crystal_mhz),
         "PSU__MAXIGP0__DATA_WIDTH": 32, "C_MAXIGP0_DATA_WIDTH": 32,
         "PSU__SAXIGP2__DATA_WIDTH": board.hp_width_bits, "C_SAXIGP2_DATA_WIDTH": board.hp_width_bits,
     }  # fmt: skip
