@@ -299,7 +299,7 @@ class SimulatedDevice(Device):
             kind = entry["type"].split(":")[2]
             if kind == "axi_dma":
                 block = AxiDma(self.memory, streams, int(entry["parameters"].get("c_sg_length_width", 14)))
-            elif kind == "probe":
+            elif kind == "slimgate_probe":
                 block = Probe(streams, self.accelerator.identity)
             else:
                 raise SimulationError(f"no model of {entry['type']}", where=name)
