@@ -10,7 +10,7 @@ from hls.front import front_operations
 from hls.layers import describe
 from hls.reference import Census, Reference
 from pipeline import golden
-from pipeline.diversity import diversity
+from pipeline.diversity import TRAINED_ELSEWHERE, diversity
 from pipeline.execution import qonnx_execute
 from pipeline.imported import check_labels, examine, parameters, test_set
 from pipeline.statistics import wilson
@@ -55,7 +55,7 @@ def run(ctx) -> None:
     ctx.gate("QONNX equals the integer reference", mismatches == 0 and compared > 0,
              f"{mismatches} of {compared} output codes differ on {len(chosen)} test samples", mismatches=mismatches,
              compared=compared, fix="report the network: one of the two is wrong")  # fmt: skip
-    passed, detail, numbers = diversity(outputs, census.quantizers, census.accumulators)
+    passed, detail, numbers = diversity(outputs, census.quantizers, census.accumulators, TRAINED_ELSEWHERE)
     ctx.gate("codes are diverse", passed, detail, **numbers,
              fix="give test data of every class, prepared as for the training (--input-range, --mean, --std): outputs "
                  "that hardly vary prove nothing about the hardware")  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import golden
-from pipeline.diversity import diversity
+from pipeline.diversity import TRAINED_ELSEWHERE, diversity
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -106,3 +106,28 @@ def test_ninety_of_a_hundred_outputs_must_be_distinct():
 def test_degenerate_codes_shut_the_gate(fault, says):
     passed, detail, _ = diversity(*fault(*diverse()))
     assert passed is False and says in detail.replace("no quantiser or no accumulator", "no quantiser, no accumulator")
+
+
+def sparse():
+    """One 8-bit output, one-bit activations that are mostly 0, accumulators that are never negative."""
+    return np.arange(1000).reshape(-1, 1) % 256, {"act1": np.array([998, 2])}, {"conv1": (0, 9)}
+
+
+def test_of_a_network_trained_elsewhere_less_is_asked():
+    assert not diversity(*sparse())[0]
+    passed, detail, _ = diversity(*sparse(), TRAINED_ELSEWHERE)
+    assert passed is True, detail
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (lambda o, q, a: (o % 63, q, a), "6.3% of the 1000 output vectors"),
+        (lambda o, q, a: (o, {"act1": np.array([1000, 0])}, a), "100.0% of the codes of act1"),
+        (lambda o, q, a: (np.hstack([o, o + 1, o - 1]), q, a), "only 1 of 3 classes"),
+        (lambda o, q, a: (o, {}, a), "no quantiser"),
+    ],
+)
+def test_constant_codes_of_a_network_trained_elsewhere_shut_the_gate(fault, says):
+    passed, detail, _ = diversity(*fault(*sparse()), TRAINED_ELSEWHERE)
+    assert passed is False and says in detail
