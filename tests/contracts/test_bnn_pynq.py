@@ -35,11 +35,11 @@ def test_tfc(name, tmp_path):
 
 @pytest.mark.parametrize(("weights", "activations"), [(1, 1), (2, 2)])
 def test_cnv_with_fewer_channels(weights, activations, tmp_path, monkeypatch):
-    widths = [(6, False), (6, True), (8, False), (8, True), (12, False), (12, False)]
+    widths = [(4, False), (4, True), (6, False), (6, True), (8, False), (8, False)]
     monkeypatch.setattr(cnv, "CNV_OUT_CH_POOL", widths)
-    monkeypatch.setattr(cnv, "INTERMEDIATE_FC_FEATURES", [(12, 24), (24, 24)])
-    monkeypatch.setattr(cnv, "LAST_FC_IN_FEATURES", 24)
+    monkeypatch.setattr(cnv, "INTERMEDIATE_FC_FEATURES", [(8, 16), (16, 16)])
+    monkeypatch.setattr(cnv, "LAST_FC_IN_FEATURES", 16)
     torch.manual_seed(0)
     network = cnv.CNV(10, weights, activations, 8, 3)
-    made = bnn_pynq.exported(network, "cnv", tmp_path, (3, 32), 30, 12)
+    made = bnn_pynq.exported(network, "cnv", tmp_path, (3, 32), 20, 8)
     exact(bnn_pynq.proven("cnv", tmp_path, "pynq-z2", network=made))
