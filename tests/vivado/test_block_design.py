@@ -132,6 +132,16 @@ def test_a_path_that_tcl_would_take_apart_is_refused(path):
         block_design(load("pynq-z2"), ip_repository="ip", probe=path)
 
 
+def test_the_ip_is_called_as_it_is_exported():
+    """hls.tcl names the IP that the block design looks for, and OWN stands for."""
+    script = (vivado.TEMPLATES.parent / "hls.tcl.j2").read_text()
+    export = dict(re.findall(r"-(vendor|library|ipname|version) (\S+)", script))
+    vlnv = ":".join(export[key] for key in ("vendor", "library", "ipname", "version"))
+    assert netlist.platform(load("pynq-z2"))["cells"]["network_0"]["vlnv"] == vlnv and vlnv in OWN
+    ports = re.findall(r"hls::stream<beat_t> &(\w+)", (vivado.TEMPLATES.parent / "slimgate_axis.h.j2").read_text())
+    assert sorted(ports) == sorted(OWN[vlnv]["interfaces"])
+
+
 def mutated(mutation: dict, family: str) -> str:
     board = load(FAMILY_BOARDS[family])
     script = block_design(board, ip_repository="ip")
