@@ -61,11 +61,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Choice:
-    """One folding with the FIFOs it was given. ``used``: resource -> amount, of everything, whole numbers."""
+    """One folding with the FIFOs it was given (``depths.planned``; ``depths.full_speed`` is empty where nobody asked).
+    ``used``: resource -> amount, of everything, whole numbers."""
 
     folding: Folding
     network: Network
-    depths: dict[str, int]
+    depths: dataflow.Depths
     used: dict[str, int]
     simulated: dataflow.Result
 
@@ -202,12 +203,15 @@ def _choose(found: list[Described], request: Request) -> tuple[Choice, int | Non
     reserve, candidates, seen = shallow, [], []
     for _ in range(ROUNDS):
         made = folding.apply(network, best.chosen)
-        for depths in (dataflow.plan_depths(made).planned, dataflow.safe_depths(made, guard=True)):
-            taken = _fifos(made, depths, target)
+        whole = dataflow.plan_depths(made)
+        for depths in (whole, None):
+            if depths is None:  # no room for full speed: as deep as cannot deadlock
+                depths = replace(whole, planned=dataflow.safe_depths(made, guard=True))
+            taken = _fifos(made, depths.planned, target)
             used = {r: best.used[r] + math.ceil(fixed[r] + taken[r]) for r in RESOURCES}
             seen.append(taken)
             if all(used[r] <= request.limits[r] for r in RESOURCES):
-                candidates.append(Choice(best, made, depths, used, made.simulate(depths)))
+                candidates.append(Choice(best, made, depths, used, made.simulate(depths.planned)))
                 break
         if candidates and candidates[-1].simulated.interval <= best.interval:
             break
@@ -249,11 +253,11 @@ def _overshoot(found, request: Request, chosen) -> Choice:
     """The plan that overshoots least, with FIFOs that cannot deadlock."""
     network = dataflow.from_layers(found, dataflow.timing_for(request.target))
     made = folding.apply(network, chosen)
-    depths = dataflow.safe_depths(made, guard=True)
-    fixed, taken = _fixed(found, request.target), _fifos(made, depths, request.target)
+    depths = dataflow.Depths(dataflow.safe_depths(made), {}, dataflow.safe_depths(made, guard=True))
+    fixed, taken = _fixed(found, request.target), _fifos(made, depths.planned, request.target)
     layers_use = {r: sum(o.cost.get(r, 0) for o in chosen.values()) for r in RESOURCES}
     used = {r: layers_use[r] + math.ceil(fixed[r] + taken[r]) for r in RESOURCES}
-    simulated = made.simulate(depths)
+    simulated = made.simulate(depths.planned)
     return Choice(Folding(dict(chosen), simulated.interval, layers_use, False, False), made, depths, used, simulated)
 
 
@@ -321,7 +325,7 @@ def _larger(board: Board) -> list[Board]:
 def _document(found: list[Described], request: Request, choice: Choice, bound: int | None) -> dict:
     chosen, network, target = choice.folding.chosen, choice.network, request.target
     built = [x.folded(chosen[x.name].strategy, chosen[x.name].reuse_factor) if x.name in chosen else x for x in found]
-    streams = {p.name: [(choice.depths[n], network.bits[n]) for n in p.outputs] for p in network.processes}
+    streams = {p.name: [(choice.depths.planned[n], network.bits[n]) for n in p.outputs] for p in network.processes}
     k = cost.load_coefficients()
     estimated = cost.estimate([x.spec for x in built], target, platform=True, streams=streams)
     processes = {p.name: p for p in network.processes}
@@ -379,11 +383,11 @@ def _row(item: Described, cycles: int, estimated: cost.Estimate) -> dict:
 
 def _fifo_rows(choice: Choice, target: Target) -> dict[str, dict]:
     network = choice.network
-    safe, full = dataflow.safe_depths(network), dataflow.full_speed_depths(network)
     rows = {}
     for name in network.fifos:
-        depth, bits = choice.depths[name], network.bits[name]
-        rows[name] = {"safe": safe[name], "full_speed": full[name], "depth": depth, "bits": bits,
+        depth, bits = choice.depths.planned[name], network.bits[name]
+        rows[name] = {"safe": choice.depths.safe[name], "full_speed": choice.depths.full_speed.get(name),
+                      "depth": depth, "bits": bits,
                       "bram18": cost.fifo_bram18(depth, bits, target)}
     return rows
 
