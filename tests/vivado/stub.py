@@ -102,33 +102,11 @@ class Cell:
         return [pattern.replace(count[0], format(i, digits)) for i in range(first, int(self.value(count[1])))]
 
 
-class Stub:
-    """One Vivado session. ``run(path)`` sources a script; :class:`Refused` says what was wrong with it.
+class Shell:
+    """A Tcl shell whose commands are the methods ``cmd_*``; any other word is an error, and so is a caught one."""
 
-    ``own``: IPs and modules that are the project's own, vlnv or module name -> table as in ips.toml; an IP is in the
-    catalog once a repository is named, a module once a source is added.
-    """
-
-    def __init__(
-        self,
-        own: dict[str, dict] | None = None,
-        *,
-        version: str = "2023.2",
-        folder: Path | None = None,
-        keeps_pll: bool = False,
-    ):
-        self.own, self.version, self.folder, self.keeps_pll = own or {}, version, folder, keeps_pll
-        self.project: dict | None = None
-        self.cells: dict[str, Cell] = {}
-        self.links: list[tuple[str, ...]] = []  # interface ends of one net, "cell/interface"; "name" for a port
-        self.nets: list[set[str]] = []
-        self.ports: dict[str, str] = {}
-        self.addresses: dict[tuple[str, str], tuple[int, int]] = {}  # (space, segment) -> offset, range
-        self.excluded: set[tuple[str, str]] = set()
-        self.external: set[str] = set()
-        self.warnings: list[str] = []
-        self.done: list[str] = []
-        self.design = self.problem = None
+    def __init__(self) -> None:
+        self.problem: str | None = None
         self.tcl = tkinter.Tcl()
         for name in DEAD:
             self.tcl.eval(f"catch {{rename {name} {{}}}}")
@@ -137,7 +115,6 @@ class Stub:
         for name in [n[4:] for n in dir(self) if n.startswith("cmd_")]:
             tcl = name.replace("__", "::")
             self.tcl.eval(f"proc {tcl} args {{ _python {tcl} {{*}}$args }}")
-        self.names = {ip: names_in(t["names"], ip) | set(t.get("more", ())) for ip, t in IPS.items() if "names" in t}
 
     def run(self, path: Path, *arguments: str) -> None:
         self.tcl.setvar("argv", arguments)
@@ -176,6 +153,37 @@ class Stub:
                 rest.append(word)
             i += 1
         return options, rest
+
+
+class Stub(Shell):
+    """One Vivado session. ``run(path)`` sources a script; :class:`Refused` says what was wrong with it.
+
+    ``own``: IPs and modules that are the project's own, vlnv or module name -> table as in ips.toml; an IP is in the
+    catalog once a repository is named, a module once a source is added.
+    """
+
+    def __init__(
+        self,
+        own: dict[str, dict] | None = None,
+        *,
+        version: str = "2023.2",
+        folder: Path | None = None,
+        keeps_pll: bool = False,
+    ):
+        self.own, self.version, self.folder, self.keeps_pll = own or {}, version, folder, keeps_pll
+        self.project: dict | None = None
+        self.cells: dict[str, Cell] = {}
+        self.links: list[tuple[str, ...]] = []  # interface ends of one net, "cell/interface"; "name" for a port
+        self.nets: list[set[str]] = []
+        self.ports: dict[str, str] = {}
+        self.addresses: dict[tuple[str, str], tuple[int, int]] = {}  # (space, segment) -> offset, range
+        self.excluded: set[tuple[str, str]] = set()
+        self.external: set[str] = set()
+        self.warnings: list[str] = []
+        self.done: list[str] = []
+        self.design: str | None = None
+        super().__init__()
+        self.names = {ip: names_in(t["names"], ip) | set(t.get("more", ())) for ip, t in IPS.items() if "names" in t}
 
     # ---- project and files
 
@@ -700,3 +708,76 @@ class Stub:
 
     def cmd_close_project(self, *arguments):
         return ""
+
+
+class Hls(Shell):
+    """One session of Vitis HLS: the order of its commands, their options, the part, the clock and the sources.
+
+    Options: AMD UG1399, and the scripts that hls4ml and public projects run.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder, self.done = folder, []
+        self.top = self.part = self.period_ns = self.vlnv = None
+        self.sources: list[str] = []
+        self.tcl.createcommand("exit", lambda *code: self.done.append("exit") or "")
+
+    def _after(self, *steps: str) -> None:
+        if missing := [step for step in steps if step not in self.done]:
+            raise Refused(f"{missing[0]} comes first")
+
+    def cmd_open_project(self, *arguments):
+        _, (name,) = self._options(arguments, "reset")
+        self.done.append("open_project")
+        return name
+
+    def cmd_set_top(self, *arguments):
+        self._after("open_project")
+        (self.top,) = arguments
+
+    def cmd_add_files(self, *arguments):
+        self._after("open_project")
+        options, rest = self._options(arguments, "tb", "cflags csimflags")
+        for name in rest[0].split():
+            if not (self.folder / name).exists():
+                raise Refused(f"no file {name}")
+            self.sources += [] if "tb" in options else [name]
+        for include in re.findall(r"-I(\S+)", options.get("cflags", "")):
+            if not (self.folder / include).is_dir():
+                raise Refused(f"no folder {include}")
+
+    def cmd_open_solution(self, *arguments):
+        self._after("open_project")
+        options, _ = self._options(arguments, "reset", "flow_target")
+        if options.get("flow_target") != "vivado":
+            raise Refused("an IP for Vivado needs -flow_target vivado")
+        self.done.append("open_solution")
+
+    def cmd_set_part(self, *arguments):
+        self._after("open_solution")
+        (self.part,) = arguments
+        if not PARTS.fullmatch(self.part):
+            raise Refused(f"unknown part {self.part!r}")
+
+    def cmd_create_clock(self, *arguments):
+        self._after("open_solution")
+        options, _ = self._options(arguments, "", "period name")
+        self.period_ns = float(options["period"])
+
+    def cmd_csynth_design(self, *arguments):
+        self._after("open_solution")
+        if None in (self.top, self.part, self.period_ns) or arguments:
+            raise Refused("top, part and clock come before csynth_design")
+        text = "".join((self.folder / name).read_text() for name in self.sources)
+        if not re.search(rf"\bvoid {self.top}\(", text):
+            raise Refused(f"no source has a function {self.top}")
+        self.done.append("csynth_design")
+
+    def cmd_export_design(self, *arguments):
+        self._after("csynth_design")
+        options, _ = self._options(arguments, "", "format vendor library ipname version rtl output")
+        if options.get("format") != "ip_catalog":
+            raise Refused("a block design takes -format ip_catalog")
+        self.vlnv = ":".join(options[key] for key in ("vendor", "library", "ipname", "version"))
+        self.done.append("export_design")

@@ -5,6 +5,7 @@ import tomllib
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import jinja2
 import pytest
 
 from boards import board as boards
@@ -140,6 +141,43 @@ def test_the_ip_is_called_as_it_is_exported():
     assert netlist.platform(load("pynq-z2"))["cells"]["network_0"]["vlnv"] == vlnv and vlnv in OWN
     ports = re.findall(r"hls::stream<beat_t> &(\w+)", (vivado.TEMPLATES.parent / "slimgate_axis.h.j2").read_text())
     assert sorted(ports) == sorted(OWN[vlnv]["interfaces"])
+
+
+HLS_FAULTS = [
+    ("csynth_design", "csynth_desing", "unknown command csynth_desing"),
+    ("set_top slimgate_axis", "set_top slimgate_axs", "no source has a function slimgate_axs"),
+    ("add_files slimgate_axis.cpp", "add_files slimgate_axs.cpp", "no file slimgate_axs.cpp"),
+    ("-Ifirmware", "-Ifirmwar", "no folder firmwar"),
+    ("-flow_target vivado", "-flow_target vitis", "needs -flow_target vivado"),
+    ("-flow_target vivado", "-flow vivado", "unknown option -flow"),
+    ("set_part xc7z020clg400-1", "set_part xc7z020clg400", "unknown part"),
+    ("set_part xc7z020clg400-1\n", "", "top, part and clock come before"),
+    ("create_clock -period 10.000 -name default\n", "", "top, part and clock come before"),
+    ("csynth_design\n", "", "csynth_design comes first"),
+    ("-format ip_catalog", "-format xo", "takes -format ip_catalog"),
+    ("open_project -reset slimgate_hls\n", "", "open_project comes first"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [(None, None, None), *HLS_FAULTS])
+def test_the_hls_script(old, new, words, tmp_path):
+    """hls.tcl as convert renders it, replayed; faults in it refused."""
+    values = {"project": "toy", "part": "xc7z020clg400-1", "clock_period_ns": 10.0}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    script = environment.from_string((vivado.TEMPLATES.parent / "hls.tcl.j2").read_text()).render(values)
+    (tmp_path / "firmware").mkdir()
+    (tmp_path / "firmware/toy.cpp").write_text("void toy() {}\n")
+    (tmp_path / "slimgate_axis.cpp").write_text("void slimgate_axis(int) {}\n")
+    path, session = tmp_path / "hls.tcl", stubs.Hls(tmp_path)
+    path.write_text(script if old is None else script.replace(old, new))
+    if old is None:
+        session.run(path)
+        assert (session.top, session.part, session.period_ns) == ("slimgate_axis", "xc7z020clg400-1", 10.0)
+        assert session.vlnv in OWN and session.done[-2:] == ["export_design", "exit"]
+        return
+    assert old in script
+    with pytest.raises(Refused, match=re.escape(words)):
+        session.run(path)
 
 
 def mutated(mutation: dict, family: str) -> str:
