@@ -40,8 +40,9 @@ lint: venv  ## style, and that imports point one way: pipeline -> hls -> boards
 	@.venv/bin/ruff check .
 	@.venv/bin/lint-imports --no-cache
 
-bench: venv  ## our C simulation, reference and planner against others', as ratios
+bench: venv  ## our C simulation, reference, planner and trimming against others', as ratios
 	@.venv/bin/python -m pipeline.bench $(ARGS)
+	@.venv/bin/python -m pipeline.bench_trimming
 
 study: venv  ## a longer investigation, STUDY of pipeline/studies: does a claim hold over seeds?
 	@.venv/bin/python -m pipeline.studies.$(STUDY) $(ARGS)

@@ -73,6 +73,7 @@ def collect(graph: Graph, batches: Iterable, names: Sequence[str], seed: int = 0
     if not names:
         return Statistics(graph, 0, {}, {}, seed)
     watch = _Watch(graph, names)
+    forward, hooks = watch.attached()
     modes = {module: module.training for module in graph.model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in graph.model.parameters()}
     pictures = 0
@@ -82,9 +83,11 @@ def collect(graph: Graph, batches: Iterable, names: Sequence[str], seed: int = 0
             parameter.requires_grad_(False)
         for batch in batches:
             values, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
-            watch.look(values, labels)
+            watch.look(forward, values, labels)
             pictures += len(values)
     finally:
+        for hook in hooks:
+            hook.remove()
         for module, mode in modes.items():
             module.training = mode
         for parameter, was in wanted.items():
@@ -126,12 +129,23 @@ class _Moments:
         return (self.products / self.number - torch.outer(mean, mean)).cpu().numpy()
 
 
-class _Watch(fx.Interpreter):
-    """Runs the trace and adds up, at each watched tensor, what was asked for there."""
+class _Steps(fx.Interpreter):
+    """Runs the trace node by node and shows each tensor to a watch."""
+
+    def __init__(self, watch: _Watch):
+        super().__init__(watch.graph.traced)
+        self.watch = watch
+
+    def run_node(self, node: fx.Node):
+        result = super().run_node(node)
+        return self.watch.see(node.name, result) if node.name in self.watch.wanted else result
+
+
+class _Watch:
+    """Adds up, at each watched tensor, what was asked for there."""
 
     def __init__(self, graph: Graph, names: Sequence[str]):
-        super().__init__(graph.traced)
-        groups = graph.groups.values()
+        self.graph, groups = graph, graph.groups.values()
         places = {
             INPUTS_COVARIANCE: {node for group in groups for node in group.inputs},
             NORM_GATE: {node for group in groups for node, _ in group.norms.values()},
@@ -146,17 +160,36 @@ class _Watch(fx.Interpreter):
         self.gradients = GATE in names or NORM_GATE in names
         self.gates: dict[str, tuple[torch.Tensor, int]] = {}
 
-    def look(self, values: torch.Tensor, labels: torch.Tensor | None) -> None:
+    def attached(self) -> tuple[Callable, list]:
+        """(a forward pass that shows the watched tensors, hooks to take off again).
+
+        The network itself with hooks where every watched tensor is the output of a module that is called once; that
+        costs what inference costs. Else the trace, node by node.
+        """
+        calls: dict[str, list[str]] = {}
+        for node in self.graph.traced.graph.nodes:
+            calls.setdefault(node.target if node.op == "call_module" else "", []).append(node.name)
+        paths = {nodes[0]: path for path, nodes in calls.items() if path and len(nodes) == 1}
+        if not self.wanted.keys() <= paths.keys():
+            return _Steps(self).run, []
+        return self.graph.model, [
+            self.graph.model.get_submodule(paths[name]).register_forward_hook(
+                lambda module, given, made, name=name: self.see(name, made)
+            )
+            for name in self.wanted
+        ]
+
+    def look(self, forward: Callable, values: torch.Tensor, labels: torch.Tensor | None) -> None:
         if not self.gradients:
             with torch.inference_mode():
-                self.run(values)
+                forward(values)
             return
         if labels is None:
             raise CriterionError("this criterion needs the labels of the pictures", fix="give (values, labels) batches")
         self.gates = {}
         with torch.enable_grad():
             # Summed, so that the gradient of each picture is that of its own loss.
-            loss = F.cross_entropy(self.run(values), labels, reduction="sum")
+            loss = F.cross_entropy(forward(values), labels, reduction="sum")
             found = torch.autograd.grad(loss, [gate for gate, _ in self.gates.values()])
         for (node, (_, positions)), gradient in zip(self.gates.items(), found, strict=True):
             for name in self.wanted[node]:
@@ -165,27 +198,24 @@ class _Watch(fx.Interpreter):
                 elif name == NORM_GATE:
                     self._sum(node, name, gradient.double() ** 2)
 
-    def run_node(self, node: fx.Node):
-        result = super().run_node(node)
-        names = self.wanted.get(node.name)
-        if not names:
-            return result
+    def see(self, node: str, result: torch.Tensor) -> torch.Tensor:
+        names = self.wanted[node]
         flat = result.detach().reshape(*result.shape[:2], -1)
         for name in names:
             if name in STATISTICS:
-                self._sum(node.name, name, STATISTICS[name](flat))
+                self._sum(node, name, STATISTICS[name](flat))
             elif name == ZEROS:
-                self._sum(node.name, name, (flat == 0).to(torch.float32).mean(2))
+                self._sum(node, name, (flat == 0).to(torch.float32).mean(2))
             elif name == RANK:
-                self._sum(node.name, name, _ranks(node, result.detach()))
+                self._sum(node, name, _ranks(node, result.detach()))
             elif name in (INPUTS_COVARIANCE, PEAKS_COVARIANCE):
                 samples = flat.amax(2) if name == PEAKS_COVARIANCE else flat.transpose(1, 2).flatten(0, 1)
                 of = self.moments.setdefault(name, {})
-                of.setdefault(node.name, _Moments(samples)).add(samples)
+                of.setdefault(node, _Moments(samples)).add(samples)
         if GATE in names or NORM_GATE in names:
             # A factor of one on each channel: its gradient is the sum over positions of a * dL/da.
             gate = torch.ones(flat.shape[:2], dtype=flat.dtype, device=flat.device, requires_grad=True)
-            self.gates[node.name] = gate, flat.shape[2]
+            self.gates[node] = gate, flat.shape[2]
             result = result * gate.reshape(*gate.shape, *[1] * (result.ndim - 2))
         return result
 
@@ -194,9 +224,9 @@ class _Watch(fx.Interpreter):
         sums[name] = sums.get(name, 0.0) + values.sum(0, dtype=torch.float64).cpu()
 
 
-def _ranks(node: fx.Node, maps: torch.Tensor) -> torch.Tensor:
+def _ranks(node: str, maps: torch.Tensor) -> torch.Tensor:
     if maps.ndim != 4:
-        raise CriterionError("the rank of a feature map needs two dimensions", where=node.name,
+        raise CriterionError("the rank of a feature map needs two dimensions", where=node,
                              fix="choose another trim.method")  # fmt: skip
     return torch.linalg.matrix_rank(maps).to(torch.float32)
 

@@ -143,15 +143,24 @@ def trace(model: nn.Module, input_shape: tuple[int, ...], depthwise: Collection[
     try:
         # The trace keeps what self.training was, so that a functional dropout must be off by now.
         model.eval()
-        walk = _Walk(_traced(model), depthwise)
-        example = next(model.parameters())
-        with torch.no_grad():
-            # Two pictures: a batch of one could be taken for a channel.
-            walk.run(torch.zeros(2, *input_shape, dtype=example.dtype, device=example.device))
+        try:
+            walk = _walked(model, input_shape, depthwise, lines=False)
+        except GroupError:
+            # Again, for the line: noting where each node comes from takes as long as all the rest.
+            walk = _walked(model, input_shape, depthwise, lines=True)
     finally:
         for module, mode in training.items():
             module.training = mode
     return walk.finish(model)
+
+
+def _walked(model: nn.Module, input_shape: tuple[int, ...], depthwise: Collection[str], lines: bool) -> _Walk:
+    walk = _Walk(_traced(model, lines), depthwise)
+    example = next(model.parameters())
+    with torch.no_grad():
+        # Two pictures: a batch of one could be taken for a channel.
+        walk.run(torch.zeros(2, *input_shape, dtype=example.dtype, device=example.device))
+    return walk
 
 
 class _Tracer(fx.Tracer):
@@ -161,9 +170,9 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) or isinstance(m, known)
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
+def _traced(model: nn.Module, lines: bool) -> fx.GraphModule:
     tracer = _Tracer()
-    tracer.record_stack_traces = True
+    tracer.record_stack_traces = lines
     try:
         traced = fx.GraphModule(model, tracer.trace(model))
     # What tracing meets is the user's own Python: any failure there means the network is not a fixed graph.
@@ -186,6 +195,7 @@ class _Walk(fx.Interpreter):
         self.depthwise = depthwise
         self.parent: list[int] = []
         self.layers: dict[str, Layer] = {}
+        self.calls: dict[str, list[fx.Node]] = {}
         self.ids: dict[fx.Node, np.ndarray] = {}
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.fixed: list[np.ndarray] = []
@@ -210,6 +220,22 @@ class _Walk(fx.Interpreter):
         elif node.target not in NUMBER_FUNCTIONS:
             raise self._refused(node, "it gives something else than one tensor")
         return result
+
+    def call_module(self, target, args, kwargs):
+        """Only shapes matter here: what keeps them hands its input on, a convolution computes one channel for all."""
+        module = self.fetch_attr(target)
+        kind = type(module)
+        if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
+            if kind in ACTIVATION_MODULES or (kind in NORM_MODULES and args[0].shape[1] == module.num_features):
+                return args[0]
+            fits = args[0].ndim == getattr(module, "weight", args[0]).ndim and kind in CONVOLUTIONS
+            if fits and module.padding_mode == "zeros" and args[0].shape[1] == module.in_channels:
+                convolve = F.conv1d if kind is nn.Conv1d else F.conv2d
+                one = convolve(
+                    args[0][:, :1], module.weight[:1, :1], None, module.stride, module.padding, module.dilation
+                )
+                return one.new_zeros(one.shape[0], module.out_channels, *one.shape[2:])
+        return super().call_module(target, args, kwargs)  # which says what is wrong, where something is
 
     # --- what each operation does to channels ---
 
@@ -265,6 +291,7 @@ class _Walk(fx.Interpreter):
 
     def _layer(self, node, module, inputs, outputs, positions: int, depthwise: bool = False) -> np.ndarray:
         """Note a layer; on a further call of the same one its inputs and outputs are united with the first call's."""
+        self.calls.setdefault(node.target, []).append(node)
         layer = self.layers.get(node.target)
         if layer is None:
             shapes = self.shapes[self._one(node)][1:], self.shapes[node][1:]
@@ -343,9 +370,10 @@ class _Walk(fx.Interpreter):
         return channel
 
     def _unite(self, left: np.ndarray, right: np.ndarray) -> None:
-        for a, b in zip(left, right, strict=True):
+        for a, b in zip(left.tolist(), right.tolist(), strict=True):
             a, b = self._find(a), self._find(b)
-            self.parent[max(a, b)] = min(a, b)
+            if a != b:
+                self.parent[max(a, b)] = min(a, b)
 
     def finish(self, model: nn.Module) -> Graph:
         roots = np.array([self._find(channel) for channel in range(len(self.parent))], dtype=np.int64)
@@ -359,8 +387,8 @@ class _Walk(fx.Interpreter):
         producers = [layer for layer in self.layers.values() if not isinstance(layer.module, NORM_MODULES)]
         for number, members in enumerate(_families(producers, roots, frozen)):
             units = np.unique(np.concatenate([roots[layer.outputs] for layer in members]))
-            index = {int(root): unit for unit, root in enumerate(units)}
-            unit = np.array([index.get(int(root), -1) for root in roots])
+            place = np.minimum(np.searchsorted(units, roots), len(units) - 1)
+            unit = np.where(units[place] == roots, place, -1)
             graph.unit_of = np.where(unit >= 0, unit, graph.unit_of)
             graph.group_of = np.where(unit >= 0, number, graph.group_of)
             measured = self._measured(members)
@@ -386,7 +414,7 @@ class _Walk(fx.Interpreter):
         found: dict[fx.Node, None] = {}
         for layer in members:
             seen: set[fx.Node] = set()
-            front = [node for node in self.ids if node.op == "call_module" and node.target == layer.path]
+            front = list(self.calls[layer.path])
             while front:
                 node = front.pop()
                 if node in seen:
@@ -404,14 +432,13 @@ class _Walk(fx.Interpreter):
         return sorted(found, key=order.__getitem__)
 
     def _norms(self, members: list[Layer]) -> dict[str, tuple[str, str]]:
-        found = {}
-        for layer in members:
-            for node in self.ids:
-                if node.op == "call_module" and node.target == layer.path:
-                    for user in node.users:
-                        if user.op == "call_module" and isinstance(self.fetch_attr(user.target), NORM_MODULES):
-                            found[layer.path] = (user.name, user.target)
-        return found
+        return {
+            layer.path: (user.name, user.target)
+            for layer in members
+            for node in self.calls[layer.path]
+            for user in node.users
+            if user.op == "call_module" and isinstance(self.fetch_attr(user.target), NORM_MODULES)
+        }
 
     def _is_activation(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -472,8 +499,8 @@ def remove(graph: Graph, keep: dict[str, np.ndarray]) -> tuple[dict[str, int], d
     model's ``build(widths, None, ...)``; the state fits that network. The model itself is not changed.
     """
     living = alive(graph, keep)
-    state = {key: value.detach().clone() for key, value in graph.model.state_dict().items()}
-    widths = {}
+    state, cut = {key: value.detach() for key, value in graph.model.state_dict().items()}, set()
+    widths, producers = {}, {path for group in graph.groups.values() for path in group.producers}
     for path, layer in graph.layers.items():
         device = layer.module.weight.device if getattr(layer.module, "weight", None) is not None else "cpu"
         inputs, outputs = (
@@ -488,12 +515,12 @@ def remove(graph: Graph, keep: dict[str, np.ndarray]) -> tuple[dict[str, int], d
         for name, axes in sliced.items():
             key = f"{path}.{name}"
             for axis, index in enumerate(axes):
-                if key in state:
+                if key in state and len(index) < state[key].shape[axis]:
                     state[key] = state[key].index_select(axis, index)
-        trimmable = any(path in group.producers for group in graph.groups.values())
-        if isinstance(layer.module, CONVOLUTIONS) or trimmable:
+                    cut.add(key)
+        if isinstance(layer.module, CONVOLUTIONS) or path in producers:
             widths[path] = len(outputs)
-    return widths, state
+    return widths, {key: value if key in cut else value.clone() for key, value in state.items()}
 
 
 def _refuse_shared_parameters(model: nn.Module) -> None:

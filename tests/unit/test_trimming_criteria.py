@@ -336,3 +336,29 @@ def test_covariances_take_no_memory_of_the_data():
     assert {k: {n: v.shape for n, v in of.items()} for k, of in few.items()} == {
         k: {n: v.shape for n, v in of.items()} for k, of in many.items()
     }
+
+
+def test_hooks_and_steps_see_the_same(monkeypatch):
+    """Watched tensors that are no module's only output are seen by running the trace."""
+    net, pictures = network(resnet8), torch.rand(6, 3, 32, 32)
+    graph = groups.trace(net, (3, 32, 32))
+    names = ["mean", criteria.ZEROS, criteria.PEAKS_COVARIANCE]
+    hooked = criteria.collect(graph, pictures.split(4), names)
+    assert not any(module._forward_hooks for module in net.modules())
+    monkeypatch.setattr(criteria._Watch, "attached", lambda watch: (criteria._Steps(watch).run, []))
+    stepped = criteria.collect(graph, pictures.split(4), names)
+    for node, values in hooked.activations.items():
+        assert all(np.array_equal(values[name], stepped.activations[node][name]) for name in values)
+    monkeypatch.undo()
+
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.last = nn.Conv2d(1, 3, 1), nn.Linear(12, 2)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.a(x)).flatten(1))
+
+    graph = groups.trace(Functional(), (1, 2, 2))
+    forward, hooks = criteria._Watch(graph, ["mean"]).attached()
+    assert hooks == [] and forward.__name__ == "run"
