@@ -330,7 +330,7 @@ def test_more_depth_is_never_slower_and_never_stuck(network, data):
 def test_full_speed_is_full_and_the_least(network):
     best, depths = network.simulate(), dataflow.full_speed_depths(network)
     found = network.simulate(depths)
-    assert (found.latency, found.interval) == (best.latency, best.interval)
+    assert found.latency <= best.latency and found.interval <= best.interval
     for name, depth in depths.items():
         if depth > dataflow.FLOOR:
             slower = network.simulate(depths | {name: depth - 1})
