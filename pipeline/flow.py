@@ -182,7 +182,6 @@ _TRIM = next(stage for stage in STAGES if stage.name == "trim")
 TRIM_ON_HARDWARE = replace(
     _TRIM,
     config=(*_TRIM.config, "board", "quantize"),
-    tools=(*_TRIM.tools, "qonnx", "onnx"),
     imports=(*_TRIM.imports, "pipeline.trimming.hardware"),
     sources=("boards/{board}.toml", "hls/data/cost_coefficients.json"),
 )

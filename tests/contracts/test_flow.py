@@ -257,7 +257,7 @@ def test_computed_imports_are_declared(stage):
             assert any(pattern.startswith(f"{prefix}.") for pattern in stage.imports), (path, prefix)
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", [*STAGES, flow.TRIM_ON_HARDWARE], ids=lambda stage: stage.name)
 def test_every_import_that_computes_is_a_declared_tool(stage):
     """A distribution that changes results and is not in the key would leave old results standing."""
     same = ("torch", "brevitas", "qonnx", "onnx", "onnxruntime", "hls4ml", "pynq", "numpy", "jinja2", "matplotlib")
