@@ -7,6 +7,7 @@ line buffers in static memory.
 
 import hashlib
 import inspect
+import math
 import os
 import re
 import shutil
@@ -256,7 +257,8 @@ def _check_identity(accelerator: Accelerator, io: dict) -> None:
 
 
 def trace(project: Path, io: dict, codes: np.ndarray, layers: list[dict]) -> dict[str, tuple[np.ndarray, int]]:
-    """Run samples through the traced design; return stream name -> (codes (N, *shape), lsb).
+    """Run samples through the traced design; return stream name -> (codes (N, *shape), lsb); a stream that carried
+    another number of codes than that stays flat.
 
     ``layers``: the rows of ``layers.json``. Streams that are aliases of another have no record. What the network reads
     and writes is recorded in the wrapper, where those two streams have names of their own.
@@ -276,12 +278,17 @@ def trace(project: Path, io: dict, codes: np.ndarray, layers: list[dict]) -> dic
         with np.load(f"{scratch}/out.npz") as found:
             recorded = {name: found[name] for name in found.files if not name.endswith(":lsb")}
             grids = {name: int(found[f"{name}:lsb"]) for name in recorded}
-    shapes = {row["stream"]: row["shape"] for row in layers}
+    shapes = {row["stream"]: (len(codes), *row["shape"]) for row in layers}
     return {
-        stream: (recorded[name].reshape(-1, *shapes[stream]), grids[name])
+        stream: (shaped(recorded[name], shapes[stream]), grids[name])
         for stream, name in recorders.items()
         if name in recorded
     }
+
+
+def shaped(codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """``codes`` in ``shape``, or flat where there are too many or too few of them."""
+    return codes.reshape(shape) if codes.size == math.prod(shape) else codes.reshape(-1)
 
 
 def first_divergence(
@@ -308,18 +315,36 @@ def first_divergence(
         if row["stream"] not in streams or row["tensor"] not in expected or row["class"].startswith("ZeroPadding"):
             continue
         found, lsb = streams[row["stream"]]
-        wanted = expected[row["tensor"]].reshape(found.shape).astype(np.float64)
-        different = np.argwhere(np.ldexp(found.astype(np.float64), lsb) != wanted)
-        if len(different):
-            at = tuple(int(i) for i in different[0])
-            return {
-                **row,
-                "differing": len(different),
-                "of": int(found.size),
-                "sample": at[0],
-                "position": list(at[1:]),
-                "csim_value": float(np.ldexp(float(found[at]), lsb)),
-                "expected_value": float(wanted[at]),
-                "oracle": oracle,
-            }
+        values = np.ldexp(found.astype(np.float64), lsb)
+        wanted = expected[row["tensor"]].reshape(len(codes), *row["shape"]).astype(np.float64)
+        if (place := first_difference(values, wanted)) is not None:
+            return {**row, **place, "of": int(wanted.size), "oracle": oracle}
     return None
+
+
+def first_difference(values: np.ndarray, wanted: np.ndarray) -> dict | None:
+    """Where ``values`` leave ``wanted`` (N, *shape), None where they do not: "differing" values, "sample", "position",
+    "csim_value", "expected_value". ``values`` may be flat and too short or too long: what the other has beyond its end
+    differs, and the value that is not there is None."""
+    common = min(values.size, wanted.size)
+    flat, right = values.reshape(-1), wanted.reshape(-1)
+    different = np.flatnonzero(flat[:common] != right[:common])
+    count = len(different) + abs(values.size - wanted.size)
+    if not count:
+        return None
+    first = int(different[0]) if len(different) else common
+    at = np.unravel_index(min(first, wanted.size - 1), wanted.shape)
+    return {
+        "differing": count,
+        "sample": int(at[0]),
+        "position": [int(i) for i in at[1:]],
+        "csim_value": float(flat[first]) if first < flat.size else None,
+        "expected_value": float(right[first]) if first < right.size else None,
+    }
+
+
+def told(found: dict, sample: str) -> str:
+    """A divergence in words. ``sample``: which it is, for the reader."""
+    ours, right = ("nothing" if found[key] is None else f"{found[key]:g}" for key in ("csim_value", "expected_value"))
+    return (f"first diverging layer: {found['name']} ({found['class']}), {found['differing']} of {found['of']} values, "
+            f"{sample}, position {found['position']}: C simulation {ours}, {found['oracle']} {right}")  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
+from boards.errors import SlimgateError
 from hls.numerics import (
     FLOAT32_EXACT,
     Analysis,
@@ -56,6 +57,7 @@ class Reference:
     """
 
     def __init__(self, model, analysis: Analysis):
+        check_float32()  # settings of torch can change while it runs
         self.model, self.analysis = model, analysis
         self.input = model.graph.input[0].name
         self.output = model.graph.output[0].name
@@ -310,6 +312,20 @@ class Reference:
 
     def _identity(self, node):
         return self._units[node.input[0]], lambda x: x
+
+
+def check_float32() -> None:
+    """Raise where torch multiplies float32 with fewer than its 24 bits, as oneDNN and BLAS may be told to."""
+    x = torch.full((2, 16, 8, 8), 4095.0)
+    weights = torch.zeros(16, 16, 3, 3)
+    weights[:, 0, 1, 1] = 4097.0
+    found = functional.conv2d(x, weights, padding=1), functional.linear(x[:, :, 0, 0], weights[:, :, 1, 1])
+    if not all(bool((sums == 4095 * 4097).all()) for sums in found):
+        raise SlimgateError(
+            "torch computes float32 products with fewer than 24 bits here: whole numbers come out wrong",
+            where="torch",
+            fix="unset ONEDNN_DEFAULT_FPMATH_MODE, and call torch.set_float32_matmul_precision('highest')",
+        )
 
 
 def _exact(widest: int) -> torch.dtype:

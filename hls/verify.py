@@ -357,8 +357,4 @@ def _divergence(project: Path, io: dict, network: Network, codes: np.ndarray, wr
         text = f"each layer agrees on sample {wrong[0]}: the fault lies in the wrapper or the stream"
         return {"name": None, "sample": int(wrong[0]), "text": text}
     sample = int(wrong[found["sample"]])
-    return found | {"sample": sample, "text": (
-        f"first diverging layer: {found['name']} ({found['class']}), {found['differing']} of {found['of']} values, "
-        f"sample {sample}, position {found['position']}: C simulation {found['csim_value']:g}, "
-        f"{found['oracle']} {found['expected_value']:g}"
-    )}  # fmt: skip
+    return found | {"sample": sample, "text": csim.told(found, f"sample {sample}")}

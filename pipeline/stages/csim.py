@@ -132,8 +132,4 @@ def explain(project, io, model, analysis, codes, expected, plan, outputs) -> str
     found = csim.first_divergence(project, io, model, analysis, layers, codes[wrong[:4]])
     if found is None:
         return f"each layer alone is right on test sample {wrong[0]}: the fault lies in the wrapper or the stream"
-    return (
-        f"first diverging layer: {found['name']} ({found['class']}), {found['differing']} of {found['of']} values, "
-        f"test sample {wrong[found['sample']]}, position {found['position']}: C simulation {found['csim_value']:g}, "
-        f"{found['oracle']} {found['expected_value']:g}"
-    )
+    return csim.told(found, f"test sample {wrong[found['sample']]}")

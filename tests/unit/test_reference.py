@@ -5,12 +5,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boards.errors import SlimgateError
 from hls import graph
 from hls.numerics import FLOAT32_EXACT, NotExact, analyze
-from hls.reference import FLOAT64_EXACT, Census, Reference
+from hls.reference import FLOAT64_EXACT, Census, Reference, check_float32
 from tests.contracts.test_operators import Wide
 from tests.graphs import Net, prepared, residual, tiny
 from tests.slowly import values_of
@@ -213,3 +215,14 @@ def test_float32_where_it_is_not_exact_is_seen(monkeypatch):
     monkeypatch.setattr("hls.reference.FLOAT32_EXACT", FLOAT64_EXACT)
     with pytest.raises(AssertionError):
         equals_fractions(net)
+
+
+def test_products_of_fewer_bits_are_refused(monkeypatch):
+    check_float32()
+    for name in ("conv2d", "linear"):
+        whole = getattr(torch.nn.functional, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, name,
+                          lambda x, w, whole=whole, **more: whole(x.bfloat16().float(), w.bfloat16().float(), **more))
+            with pytest.raises(SlimgateError, match="fewer than 24 bits"):
+                check_float32()
