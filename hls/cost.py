@@ -131,6 +131,9 @@ class LayerSpec:
             if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
                 raise CostError(f"{what} shape {shape!r} has a size below 1", where=self.name,
                                 fix="a layer of size zero computes nothing: remove it or widen it")
+        if self.kind in ("conv", "pool") and len(self.kernel) > 1 and len(self.in_shape) <= len(self.kernel):
+            raise CostError(f"input shape {self.in_shape!r} has too few sizes for a kernel of {self.kernel!r}",
+                            where=self.name, fix="height, width and channels")
         if self.kind in MULTIPLYING and not self.parts and min(self.n_in, self.n_out, self.weights) < 1:
             raise CostError(f"{self.n_in} inputs x {self.n_out} outputs is not a layer", where=self.name)
         widths = (self.weight_bits, self.input_bits, self.accumulator_bits, self.output_bits, self.reuse_factor)

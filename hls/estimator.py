@@ -96,7 +96,7 @@ def check(design: Mapping) -> None:
         raise DesignError(f"{path} is {reprlib.repr(value)}{what}", where=design.get("name"), fix=fix)
 
     def figures(value, path: str) -> None:
-        if isinstance(value, (int, float)) and (not math.isfinite(value) or abs(value) > LARGEST):
+        if isinstance(value, (int, float)) and (abs(value) > LARGEST or not math.isfinite(value)):
             wrong(path, value, "", "figures are counts, cycles, nanoseconds and microseconds")
         inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, one in inside:
@@ -773,6 +773,30 @@ def reaches(rows: list[Row], by: tuple[str, ...]) -> dict[str, float]:
     return found | {"": _bounded(max(everyone, cost.UNKNOWN_REACH))}
 
 
+CALIBRATED = 10
+"""Repositories that must tell of a total before its intervals are calibrated: of fewer, the worst is the quantile."""
+
+
+def calibration(rows: list[Row], by: tuple[str, ...]) -> float:
+    """The factor, at least 1, on the logarithmic reach with which intervals made without a repository hold
+    :data:`SHARE` of its figures (repositories counting alike); 1 where fewer than :data:`CALIBRATED` tell.
+
+    :func:`reaches` takes its quantile from the errors that it has divided by their own classes' means, so it is too
+    sure of repositories it has not seen. Here each repository is judged by reaches made of the others."""
+    repos = sorted({r.repo for r in rows})
+    if len(repos) < CALIBRATED:
+        return 1.0
+    judged: list[tuple[str, float]] = []
+    for repo in repos:
+        known = {"by": list(by), "reach": reaches([r for r in rows if r.repo != repo], by)}
+        for r in rows:
+            if r.repo == repo:
+                reach = cost.reach_of({"intervals": {"total..": known}}, "total", "", "", r.like)
+                judged.append((repo, max(abs(r.log_ratio) - math.log(r.widen), 0.0) / reach))
+    weights = _weights((repo for repo, _ in judged), [1.0] * len(judged))
+    return max(weighted_quantile((need for _, need in judged), weights, SHARE), 1.0)
+
+
 def _mean_error(rows: list[Row], errors: list[float], chosen: Iterable[int]) -> float:
     weights = _weights((rows[i].repo for i in chosen), [1.0] * len(list(chosen)))
     return float(np.average([min(errors[i], WORST) for i in chosen], weights=weights))
@@ -791,16 +815,19 @@ def _bounded(reach: float) -> float:
 
 
 def intervals_from(rows: Iterable[Row]) -> dict[str, dict]:
-    """{"scope.figure.quantity": {"by": traits, "reach": {class: reach}}} that hold :data:`SHARE` of the reported
-    figures, every repository counting alike (:func:`hls.cost.reach_of` reads them). For single layers only the kind
-    counts."""
+    """{"scope.figure.quantity": {"by": traits, "factor": calibration, "reach": {class: reach}}} that hold :data:`SHARE`
+    of the reported figures, every repository counting alike (:func:`hls.cost.reach_of` reads them; the factor is in the
+    reaches). For single layers only the kind counts, and nothing is calibrated."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(f"{'layer' if row.layer else 'total'}.{row.figure}.{row.quantity}", []).append(row)
     found = {}
     for key, group in groups.items():
-        by = CLASSES if key.startswith("total") else ()
-        found[key] = {"by": list(by), "reach": reaches(group, by)}
+        total = key.startswith("total")
+        by = CLASSES if total else ()
+        factor = calibration(group, by) if total else 1.0
+        found[key] = {"by": list(by), "factor": round(factor, 4),
+                      "reach": {path: _bounded(factor * reach) for path, reach in reaches(group, by).items()}}
     return found
 
 

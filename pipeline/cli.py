@@ -401,7 +401,9 @@ def _plan(args) -> int:
             print(json.dumps({"origin": subject.origin, "boards": rows}, indent=1, ensure_ascii=False))
         else:
             planning.show_boards(subject, rows, _console())
-        return 0 if any(row["fits"] for row in rows) else 1
+        if not any(row["fits"] for row in rows):
+            raise planning.NoBoard(rows)
+        return 0
     try:
         plan = subject.plan()
     except DoesNotFit as error:

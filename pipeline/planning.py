@@ -77,6 +77,27 @@ def on_all_boards(subject: Subject) -> list[dict]:
     return sorted(rows, key=lambda r: (not r["fits"], -r["plan"]["totals"]["frames_per_second"] if r["fits"] else 0))
 
 
+class NoBoard(SlimgateError):
+    """The subject fits on none of the boards."""
+
+    exit_code = 1
+
+    def __init__(self, rows: list[dict]):
+        """``rows`` of :func:`on_all_boards`, none of which fits."""
+        known = {row["board"]: row for row in rows if "plan" in row}
+        if not known:
+            super().__init__("no board known here can be planned for", where=rows[0]["board"], fix=rows[0]["reason"])
+            return
+        over = {name: max(r["planned"] / max(r["limit"], 1) for r in row["plan"]["resources"].values())
+                for name, row in known.items()}  # fmt: skip
+        nearest = min(over, key=over.get)
+        super().__init__(
+            "no board known here is large enough",
+            where=f"the nearest, {nearest}: {known[nearest]['reason']}",
+            fix=f"--board {nearest} instead of --all-boards names the nearest changes of width and bits",
+        )
+
+
 # --------------------------------------------------------------------------- as tables
 
 

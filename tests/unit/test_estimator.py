@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import json
 import math
@@ -107,11 +108,12 @@ def test_a_bad_folder_is_refused(tmp_path, content, message):
 
 @pytest.mark.parametrize(("where", "value", "message"), [
     (("clock_period_ns", "target"), 200e6, "clock_period_ns is 200000000"),
-    (("clock_period_ns", "target"), 5e-9, "nanoseconds"),
+    (("clock_period_ns", "target"), 10**400, "target is 1000"), (("clock_period_ns", "target"), 5e-9, "nanoseconds"),
     (("clock_period_ns",), "200 MHz", "clock_period_ns is '200 MHz'"), (("totals", "csynth", "LUT"), -3, "not a count"),
     (("totals", "csynth", "FF"), float("nan"), "totals.csynth.FF is nan"), (("totals", "csynth"), [1], "not an object"),
     (("totals", "csynth", "DSP"), 1e15, "totals.csynth.DSP"), (("layers", 0), "conv", "layers.0 is 'conv'"),
-    (("layers", 0, "in_shape"), 5, "not a list"), (("layers", 0, "reported"), 7, "not an object"),
+    (("layers", 0, "in_shape"), 5, "not a list"), (("layers", 0, "in_shape"), [9], "too few sizes for a kernel"),
+    (("layers", 0, "reported"), 7, "not an object"),
     (("layers", 0, "reported", "memories", "items"), [[1]], "not .name, words"),
     (("layers", 0, "reuse_factor"), "many", "not a count"), (("layers", 0, "out_shape"), [0, 0, 0], "below 1"),
     (("source", "repo"), ["x"], "not a text"), (("part",), "10AX115", "nobody has published"),
@@ -238,6 +240,54 @@ def test_a_repository_counts_once_however_many_designs_it_has():
     assert estimator.reaches(many, ())["stock"] == estimator.reaches([*few, _row("z", 1.0)], ())["stock"]
 
 
+def _held(rows: list[estimator.Row], factor: float) -> float:
+    """The share of repositories whose figure is inside ``factor`` times the reach that the others give: one row each
+    and no classes, so every repository is judged by the quantile of the rest alone."""
+    inside = 0
+    for row in rows:
+        reach = estimator.reaches([r for r in rows if r.repo != row.repo], ())["stock"]
+        inside += abs(row.log_ratio) <= factor * reach * (1 + 1e-9)
+    return inside / len(rows)
+
+
+def test_intervals_are_never_narrowed():
+    rows = [_row(f"a{i}", 0.2 if i < 4 else 0.01) for i in range(20)]
+    assert _held(rows, 0.9) < _held(rows, 1.0) == 1.0
+    assert estimator.calibration(rows, ()) == 1.0
+
+
+@pytest.mark.parametrize("wild", [1.5, 0.9, 0.2])
+def test_reaches_are_calibrated_until_they_hold_repositories_left_out(wild):
+    rows = [_row(f"a{i}", 0.1 + 0.005 * i) for i in range(12)] + [_row("w", wild), _row("x", -wild)]
+    factor = estimator.calibration(rows, ())
+    assert _held(rows, factor) >= estimator.SHARE
+    # two of fourteen are wild: the share asks for the nearer one too, and for no more than that
+    assert factor > 1 and _held(rows, 0.98 * factor) < estimator.SHARE
+    found = estimator.intervals_from(rows)["total.hls.lut"]
+    plain = estimator.reaches(rows, estimator.CLASSES)
+    assert found["factor"] == round(estimator.calibration(rows, estimator.CLASSES), 4)
+    assert found["reach"] == {k: min(round(v * estimator.calibration(rows, estimator.CLASSES), 4), 3.0)
+                              for k, v in plain.items()}  # fmt: skip
+
+
+def test_of_few_repositories_no_factor_is_taken_and_layers_have_none(monkeypatch):
+    rows = [_row(f"a{i}", 0.1) for i in range(estimator.CALIBRATED - 3)] + [_row("w", 1.5), _row("x", -0.9)]
+    assert estimator.calibration(rows, ()) == 1.0
+    many = rows + [_row(f"b{i}", 0.1) for i in range(3)]
+    assert estimator.calibration(many, ()) > 1.0
+    layers = [dataclasses.replace(r, layer="conv") for r in many]
+    assert estimator.intervals_from(layers)["layer.hls.lut"]["factor"] == 1.0
+    monkeypatch.setattr(estimator, "CALIBRATED", 5)
+    assert estimator.calibration(rows, ()) == pytest.approx(1.5 / 0.9), "the worst repository alone"
+
+
+def test_an_extrapolated_design_needs_less_of_a_factor_as_its_interval_is_wider_already():
+    rows = [_row(f"a{i}", 0.1) for i in range(10)]
+    wild = [_row("w", 0.5), _row("x", -0.5)]
+    wide = [dataclasses.replace(r, widen=1.3) for r in wild]
+    assert estimator.calibration(rows + wide, ()) < estimator.calibration(rows + wild, ())
+
+
 def test_intervals_are_made_without_the_repository_and_without_each_other_in_turn(designs, monkeypatch):
     seen = []
     monkeypatch.setattr(estimator_study, "fit", lambda some: seen.append({d.repo for d in some}) or {})
@@ -331,6 +381,7 @@ def test_the_shipped_coefficients_are_complete():
     for quantity in cost.QUANTITIES:
         entry = shipped["intervals"][f"total.hls.{quantity}"]
         assert tuple(entry["by"]) == estimator.CLASSES
+        assert 1 <= entry["factor"] < 3
         assert set(entry["reach"]) >= {"", "stock"} and all(0 < r <= 3 for r in entry["reach"].values())
     assert not any("design" in name for name in shipped["terms"]), "no design has a coefficient of its own"
 

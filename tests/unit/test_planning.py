@@ -6,7 +6,7 @@ import pytest
 
 from boards import board
 from pipeline import cli, planning
-from tests.graphs import residual
+from tests.graphs import Net, residual
 
 RECIPE = "runs/digits.toml"
 
@@ -74,8 +74,30 @@ def test_a_network_that_fits_nowhere_ends_with_one(model, capsys):
     code, text, err = run(capsys, model, "--margin", "0.97", "--json")
     found = json.loads(text)
     assert code == 1 and found["fits"] is False and found["changes"][0] == "a margin of 0.15"
-    code, text, _ = run(capsys, model, "--margin", "0.99", "--all-boards")
-    assert code == 1 and "yes" not in text
+    code, text, err = run(capsys, model, "--margin", "0.99", "--all-boards")
+    assert code == 1 and "yes" not in text and "no board known here is large enough" in err
+
+
+def test_a_network_larger_than_every_board_is_told_so(tmp_path, capsys):
+    """1.3 million weights of 8 bits: more than the memories of any board hold."""
+    net = Net((1200,), samples=2)
+    hidden = net.relu_quant(net.dense(net.input, 1100, bits=8))
+    path = net.finish(net.dense(hidden, 4)).save(tmp_path / "large.onnx")
+    most = max(board.load(name).resources["bram36"] for name in board.names())
+    assert most * 36 * 1024 < 1200 * 1100 * 8
+    code, out, err = run(capsys, path)
+    assert code == 1 and "BRAM18 are needed at least" in err and "no board known here is large enough" in err
+    assert "Traceback" not in out + err
+    code, out, err = run(capsys, path, "--all-boards", "--json")
+    rows = json.loads(out)["boards"]
+    assert code == 1 and {row["board"] for row in rows} == set(board.names()) and not any(r["fits"] for r in rows)
+    assert err.startswith("slimgate: no board known here is large enough\n") and "Traceback" not in err
+    # the board that is named is the one where least is missing, by the fullest of its resources
+    over = {r["board"]: max(x["planned"] / x["limit"] for x in r["plan"]["resources"].values()) for r in rows}
+    named = err.split("the nearest, ")[1].split(":")[0]
+    assert over[named] == min(over.values())
+    code, out, err = run(capsys, path, "--all-boards", "--fps", "1e8")
+    assert code == 1 and "no board known here can be planned for" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
