@@ -2,8 +2,9 @@
 
 Per layer the cost model (``hls.cost``) is asked for every legal reuse factor; the network's plan is the smallest
 initiation interval whose cheapest choices fit what the board has, less a margin. Depthwise convolutions count as the
-dense ones they are mapped to. Pooling, adds and the platform are in the margin: these figures rank networks and set
-targets, the plan stage has the last word. Evidence: estimated.
+dense ones they are mapped to. Resources are what implementation is expected to leave, as in the plan stage;
+activations, FIFOs, pooling, joins and forks are not counted, and a layer is folded, never unrolled. These figures rank
+networks and set targets, the plan stage has the last word. Evidence: estimated.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Hardware:
         self.board, self.bits = board, bits
         self.target = cost.Target(family=cost.family_of(board.part), clock_ns=1e3 / float(board.clock_mhz))
         have = {"lut": board.resources["lut"], "bram18": 2 * board.resources["bram36"]}
-        self.limits = {name: math.floor(have[name] * (1 - margin)) for name in HELD}
+        self.limits = {name: math.floor(have[name] * (1 - margin) - cost.PLATFORM[name][0]) for name in HELD}
         self._known: dict[tuple, list[Choice]] = {}
 
     def spec(self, layer: Layer, inputs: int, outputs: int) -> cost.LayerSpec:
@@ -80,9 +81,11 @@ class Hardware:
         coefficients, found = cost.load_coefficients(), []
         for factor in legal_reuse_factors(spec.n_in, spec.n_out):
             folded = replace(spec, reuse_factor=factor)
-            raw = cost.raw_layer(folded, self.target, coefficients)
+            left = cost.remaining(
+                folded, self.target, cost.raw_layer(folded, self.target, coefficients, ()), coefficients
+            )
             cycles = cost.layer_cycles(folded, self.target, coefficients)["latency_max"]
-            found.append(Choice(round(cycles), *(raw["own"][name] + raw["fifo"][name] for name in HELD)))
+            found.append(Choice(round(cycles), *(left[name] for name in HELD)))
         return sorted(found, key=lambda choice: (choice.cycles, choice.lut, choice.bram18))
 
     def network(self, graph: Graph, size: dict[str, list[int]]) -> Plan:
@@ -94,6 +97,12 @@ class Hardware:
             inputs, outputs = size[path]
             layers[path] = self.choices(layer, inputs, outputs)
         return Plan(layers, self.limits)
+
+    def carries(self, graph: Graph, size: dict[str, list[int]]) -> bool:
+        """Whether the board is expected to carry the whole network at some speed."""
+        plan = self.network(graph, size)
+        taken = plan.taken(plan.slowest)
+        return all(taken[name] <= FIT_SHARE * limit for name, limit in self.limits.items())
 
     def measure(self, graph: Graph, what: str) -> Callable[[dict[str, list[int]]], float]:
         """How much of ``what`` a network of the graph's layers takes, as a function of its sizes {layer: [in, out]}.
@@ -137,6 +146,9 @@ class Hardware:
         return found
 
 
+#: Share of what the board has that "fit" gives to layers with weights; activations, FIFOs, joins, forks and pooling
+#: need the rest.
+FIT_SHARE = 0.75
 #: A step in LUT is an increase of so many times the usual one.
 STEP = 1.5
 

@@ -300,7 +300,7 @@ class _Goal:
         return (self.whole - self.amount(budget)) / self.whole
 
     def fits(self, budget: Budget) -> bool:
-        return self.board.network(self.graph, budget.size).fits()
+        return self.board.carries(self.graph, budget.size)
 
     def predicted(self, budget: Budget) -> dict[str, float]:
         """{"cycles", "lut", "bram18"} of the fastest plan on the board, of the cheapest where none fits."""
