@@ -281,7 +281,7 @@ def cheapest(choices: Choices, interval: int, board: Mapping[str, int], *, floor
 
 def interval_for(frames_per_second: float, clock_mhz: float) -> int:
     """Whole cycles a frame may take."""
-    if frames_per_second <= 0:
+    if not 0 < frames_per_second < math.inf:
         raise FoldingError(f"{frames_per_second:g} frames per second are no rate", fix="a number above 0")
     return math.floor(clock_mhz * 1e6 / frames_per_second)
 
@@ -453,7 +453,7 @@ def fewer_bits(found: list[Described]) -> Iterator[tuple[str, list[Described]]]:
 
 def narrower(found: list[Described]) -> Iterator[tuple[str, list[Described]]]:
     """Every hidden layer narrower, in steps of 5 %; the network's inputs and outputs keep their number."""
-    last = _last(found)
+    last = _last(found, _depthwise)
     for percent in range(95, 4, -5):
         made: dict[str, Described] = {}
         for item in found:
@@ -466,6 +466,8 @@ def narrower(found: list[Described]) -> Iterator[tuple[str, list[Described]]]:
             if item.multiplies:
                 width = spec.n_out if item.name in last else max(1, math.floor(spec.n_out * percent / 100))
                 n_in = spec.n_in // before * channels
+                if _depthwise(item):  # as many outputs for each channel, and none of another's inputs
+                    width, n_in = spec.n_out // before * channels, spec.n_in
                 changes = {"n_in": n_in, "n_out": width, "weights": n_in * width, "nonzeros": None,
                            "powers_of_two": None, "csd_digits": None}
             else:
@@ -475,8 +477,14 @@ def narrower(found: list[Described]) -> Iterator[tuple[str, list[Described]]]:
         yield f"{percent} % of the width of every hidden layer", list(made.values())
 
 
-def _last(found: list[Described]) -> set[str]:
-    """The layers whose outputs reach the network's without another layer of weights, and what lies behind them."""
+def _depthwise(item: Described) -> bool:
+    """Whether it is a convolution of each channel alone."""
+    return item.spec.kind == "conv" and item.spec.in_shape[-1] > 1 and item.spec.n_in == math.prod(item.spec.kernel)
+
+
+def _last(found: list[Described], passes: Callable[[Described], bool] = lambda item: False) -> set[str]:
+    """The layers whose outputs reach the network's without another layer of weights, and what lies behind them;
+    ``passes``: layers of weights that are looked through."""
     last: set[str] = set()
     todo = [found[-1].name]
     by_name = {x.name: x for x in found}
@@ -484,5 +492,5 @@ def _last(found: list[Described]) -> set[str]:
         item = by_name[todo.pop()]
         if item.name not in last:
             last.add(item.name)
-            todo += () if item.multiplies else item.reads
+            todo += () if item.multiplies and not passes(item) else item.reads
     return last

@@ -123,7 +123,7 @@ class _Walk:
             self._node(node, reads, output)
         output = self.model.graph.output[0].name
         shape = tuple(self.model.get_tensor_shape(output)[1:])
-        bits = self.analysis.tensors[output].bits
+        bits = self._type_bits(output)
         spec = LayerSpec(OUTPUT, "other", self._shape(shape), self._shape(shape), input_bits=bits, output_bits=bits)
         self.found.append(Described(spec, "pack", {"tokens": math.prod(shape[:-1]), "cycles": shape[-1]},
                                     (self.source[output],), "Output"))
@@ -152,9 +152,9 @@ class _Walk:
         """Append a process that writes tensor ``output``; ``spec`` goes to the LayerSpec."""
         taken = self._shape(spec.pop("in_shape", None) or self._stream_shape(reads[0]))
         if "input_bits" not in spec:
-            spec["input_bits"] = self.analysis.tensors[reads[0]].bits
+            spec["input_bits"] = self._type_bits(reads[0])
         made = LayerSpec(name, cost_kind, taken, self._shape(self.model.get_tensor_shape(output)[1:]),
-                         output_bits=self.analysis.tensors[output].bits, **spec)
+                         output_bits=self._type_bits(output), **spec)
         self.found.append(Described(made, kind, shape, tuple(self.source[t] for t in reads), operation))
         self.source[output] = name
 
@@ -216,7 +216,7 @@ class _Walk:
     def _convolution(self, node, reads: list[str], output: str, shape, options) -> None:
         top, left, bottom, right = options.get("pads", [0, 0, 0, 0])
         kernel, strides = options["kernel_shape"], options.get("strides", [1, 1])
-        bits = self.analysis.tensors[reads[0]].bits
+        bits = self._type_bits(reads[0])
         if any((top, left, bottom, right)):
             padding = {"height": shape[0], "width": shape[1], "top": top, "bottom": bottom, "left": left,
                        "right": right}
@@ -243,11 +243,22 @@ class _Walk:
         self._add(node.name, "merge", "concatenate", {"first": first, "second": second, "turns": turns}, reads, output,
                   "Concat")
 
-    def _stream_shape(self, tensor: str) -> list[int]:
-        """The shape that flows: flattening is only another name for the same tokens."""
+    def _stream(self, tensor: str) -> str:
+        """The tensor that flows: flattening is only another name for the same tokens."""
         while (node := self.model.find_producer(tensor)) is not None and node.op_type in ALIASES:
             tensor = node.input[0]
-        return self.model.get_tensor_shape(tensor)[1:]
+        return tensor
+
+    def _stream_shape(self, tensor: str) -> list[int]:
+        return self.model.get_tensor_shape(self._stream(tensor))[1:]
+
+    def _type_bits(self, tensor: str) -> int:
+        """Bits of a value on the wire: a quantiser's whole grid, whatever its input fills of it; else the range."""
+        tensor = self._stream(tensor)
+        node = self.model.find_producer(tensor)
+        if node is not None and node.op_type == "Quant":
+            return self.analysis.quantizers[node.name].bits
+        return self.analysis.tensors[tensor].bits
 
 
 def _window(shape, kernel, strides, pointwise: int) -> dict[str, int]:

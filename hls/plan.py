@@ -116,6 +116,10 @@ def plan_layers(found: list[Described], *, over_budget: bool = False, **asked) -
             if not over_budget:
                 raise DoesNotFit(replace(short, changes=tuple(nearest_changes(found, request))), error.chosen) from None
             return _document(found, request, choice, bound) | {"fits": False, "shortage": DoesNotFit(short).what}
+    if request.interval is not None and choice.simulated.interval > request.interval:
+        raise PlanError(f"beside the layers there is no room for FIFOs deep enough for {request.interval:,} cycles a "
+                        f"frame: {choice.simulated.interval:,} is what is left", where=request.board.name,
+                        fix="fewer frames per second, a smaller margin or a larger board")
     return _document(found, request, choice, bound)
 
 
@@ -135,7 +139,7 @@ def _request(found, *, board: Board, clock_mhz=None, strategy="auto", reuse_fact
     pinned = {} if reuse_factor == "auto" else dict.fromkeys(names, int(reuse_factor))
     pinned |= {n: int(v["reuse_factor"]) for n, v in overrides.items() if v.get("reuse_factor") is not None}
     strategies = {n: STRATEGIES[(overrides.get(n) or {}).get("strategy") or strategy] for n in names}
-    clock = float(clock_mhz or board.clock_mhz)
+    clock = float(board.clock_mhz if clock_mhz is None else clock_mhz)
     interval = None if frames_per_second is None else folding.interval_for(frames_per_second, clock)
     return Request(board, clock, margin, objective, interval, strategies, pinned)
 
@@ -199,7 +203,8 @@ def _choose(found: list[Described], request: Request) -> tuple[Choice, int | Non
     # no FIFO is shallower than this, so no plan is faster than what fits beside such FIFOs
     shallow = _fifos(network, dict.fromkeys(network.fifos, dataflow.FLOOR), target)
     best = _solve(choices, _room(request, fixed, shallow), network, floor, request)
-    bound = best.interval if best.optimal and request.objective == "interval" else None
+    proving = request.objective == "interval" and request.interval is None
+    bound = best.interval if best.optimal and proving else None
     reserve, candidates, seen = shallow, [], []
     for _ in range(ROUNDS):
         made = folding.apply(network, best.chosen)
@@ -213,7 +218,7 @@ def _choose(found: list[Described], request: Request) -> tuple[Choice, int | Non
             if all(used[r] <= request.limits[r] for r in RESOURCES):
                 candidates.append(Choice(best, made, depths, used, made.simulate(depths.planned)))
                 break
-        if candidates and candidates[-1].simulated.interval <= best.interval:
+        if candidates and candidates[-1].simulated.interval <= (request.interval or best.interval):
             break
         reserve = {r: max(reserve[r], seen[-1][r]) for r in RESOURCES}
         try:
@@ -290,9 +295,11 @@ def nearest_changes(found: list[Described], request: Request) -> list[str]:
     def tried(changes: Iterator[tuple[str, list[Described]]], what: str) -> str:
         for text, made in changes:
             changed = dataflow.from_layers(made, network.timing)
-            if _fits(made, _unpinned(request), changed, depths):
-                return text
-        return f"no change of {what} alone is enough"
+            kept = _still_legal(request, made)
+            if _fits(made, kept, changed, depths):
+                freed = ", ".join(n for n in request.pinned if n not in kept.pinned)
+                return text + (f" with another reuse factor of {freed}" if freed else "")
+        return f"no change of {what} alone is sure to be enough"
 
     told = []
     if request.pinned or any(len(s) < 2 for s in request.strategies.values()):
@@ -307,9 +314,11 @@ def nearest_changes(found: list[Described], request: Request) -> list[str]:
     return told
 
 
-def _unpinned(request: Request) -> Request:
-    """Other widths have other legal reuse factors."""
-    return replace(request, pinned={})
+def _still_legal(request: Request, changed: Iterable[Described]) -> Request:
+    """Without the reuse factors that are not legal at other widths."""
+    legal = {x.name: cost.legal_reuse_factors(x.spec.n_in, x.spec.n_out) for x in changed if x.name in request.pinned}
+    kept = {n: f for n, f in request.pinned.items() if f in legal[n] or "Resource" not in request.strategies[n]}
+    return replace(request, pinned=kept)
 
 
 def _larger(board: Board) -> list[Board]:

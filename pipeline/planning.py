@@ -36,7 +36,7 @@ class Subject:
 def of_file(path: Path, board_name: str | None, asked: Mapping) -> Subject:
     """A QONNX file. Raises GraphError or :class:`hls.verify.Refused` for one that cannot be carried exactly."""
     board = boards.load(board_name or "pynq-z2")
-    board.clock_divisors(float(asked.get("clock_mhz") or board.clock_mhz))
+    board.clock_divisors(float(asked.get("clock_mhz", board.clock_mhz)))
     network = verify.examine(path)
     return Subject(layers.describe(network.model, network.analysis), str(path), asked, board)
 
@@ -58,7 +58,7 @@ def of_recipe(recipe, exported: Path | None, asked: Mapping) -> Subject:
         origin = "an untrained network of the recipe" + (", before trimming" if recipe.trim.method != "none" else "")
         model, analysis = preflight.untrained(recipe)
     asked = asked_of(recipe.hls) | dict(asked)
-    board.clock_divisors(float(asked["clock_mhz"] or board.clock_mhz))
+    board.clock_divisors(float(board.clock_mhz if asked["clock_mhz"] is None else asked["clock_mhz"]))
     return Subject(layers.describe(model, analysis), origin, asked, board)
 
 

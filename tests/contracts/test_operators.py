@@ -604,6 +604,7 @@ def test_operator(everything, name):
     built = dataflow.from_graph(found.model, found.analysis, found.plan)
     read = dataflow.from_project(generated.read(found.project), found.io)
     assert {p.name: p for p in built.processes} == {p.name: p for p in read.processes}
+    assert built.bits == read.bits  # of each token, as the generated C++ types it
     assert prove(found, library.result()) > 20
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from boards import board
-from hls import cost, dataflow, folding, layers, plan
+from hls import cost, dataflow, folding, generated, layers, plan
 from hls.cost import legal_reuse_factors
 from hls.folding import RESOURCES, DoesNotFit, FoldingError
 from hls.layers import describe
@@ -25,6 +25,7 @@ from pipeline import config
 from pipeline.gates import GateFailed, check
 from pipeline.stages import plan as stage
 from tests.graphs import Net, prepared, residual, tiny
+from tests.hil.converted import convert_net
 
 BACKEND = hls4ml.backends.get_backend("Vitis")
 PYNQ = board.load("pynq-z2")
@@ -247,7 +248,7 @@ def test_a_board_that_is_too_small_is_refused_in_numbers_with_the_nearest_change
     at = [text for text, _ in steps].index(width)
     assert [plan.fits(made, request) for _, made in steps[: at + 1]] == [False] * at + [True]
     tried = [plan.fits(made, request) for _, made in folding.fewer_bits(found)]
-    assert (bits == "no change of bits alone is enough") == (not any(tried))
+    assert (bits == "no change of bits alone is sure to be enough") == (not any(tried))
     name = larger.removeprefix("the board ")
     assert make_plan(*described("residual"), board=board.load(name))["fits"]
     assert all(text in str(error) for text in (width, bits, larger))
@@ -256,6 +257,66 @@ def test_a_board_that_is_too_small_is_refused_in_numbers_with_the_nearest_change
 def test_asked_for_factors_that_do_not_fit_are_said_to_be_the_reason():
     with pytest.raises(DoesNotFit, match="strategies and reuse factors left to the planner"):
         planned("residual", reuse_factor=1, strategy="Resource", board=with_resources(lut=12_500))
+
+
+def test_changes_keep_the_factors_that_were_asked_for():
+    """What helps only with other reuse factors says so, or is not told."""
+    small, asked = with_resources(lut=12_500), {"reuse_factor": 1, "strategy": "Resource"}
+    with pytest.raises(DoesNotFit) as caught:
+        planned("residual", board=small, **asked)
+    found, (width, bits) = describe(*described("residual")), caught.value.shortage.changes[-3:-1]
+    request = plan._request(found, board=small, **asked)
+    at = {text: made for changes in (folding.narrower(found), folding.fewer_bits(found)) for text, made in changes}
+    assert not plan.fits(at["95 % of the width of every hidden layer"], request)
+    assert bits == "no change of bits alone is sure to be enough"
+    assert not plan.fits(at["2 bits less for weights and activations"], request)
+    assert width not in at or plan.fits(at[width], request)
+    with pytest.raises(DoesNotFit, match="width of every hidden layer with another reuse factor of block1_conv1"):
+        planned("residual", board=with_resources(lut=9_000), overrides={"block1_conv1": {"reuse_factor": 12}})
+
+
+def depthwise():
+    """Each channel alone, then all of them, twice; the input's and a hidden layer's."""
+    net = Net((4, 6, 6))
+    x = net.relu_quant(net.conv(net.input, 4, group=4, name="inputs"))
+    x = net.relu_quant(net.conv(x, 8, 1, name="point"))
+    x = net.relu_quant(net.conv(x, 8, group=8, name="alone"))
+    return net.head(net.maxpool(x, 6))
+
+
+def test_a_depthwise_layer_is_as_wide_as_what_it_reads():
+    model = prepared(depthwise())
+    found = describe(model, analyze(model))
+    for _, made in folding.narrower(found):
+        specs = {x.name: x.spec for x in made}
+        assert (specs["inputs"].n_in, specs["inputs"].n_out) == (9, 4)
+        assert (specs["alone"].n_in, specs["alone"].n_out) == (9, specs["point"].n_out)
+        assert specs["head"].n_in == specs["alone"].n_out
+        assert all(s.weights == s.n_in * s.n_out > 0 for s in specs.values() if s.kind in cost.MULTIPLYING)
+    need = make_plan(model, analyze(model), board=with_resources(lut=1_000), over_budget=True)
+    small = with_resources(lut=int(need["resources"]["lut"]["planned"] * 1.2))  # of which four fifths are allowed
+    with pytest.raises(DoesNotFit, match=r"one of: a margin of [\d.]+; \d\d % of the width of every hidden layer"):
+        make_plan(model, analyze(model), board=small)
+
+
+def test_only_the_least_interval_is_called_proven():
+    """The least resources at a rate are no proof that nothing is faster."""
+    free, slow = planned(), planned(frames_per_second=1000.0)
+    assert free["optimal"] and free["totals"]["frames_per_second"] > slow["totals"]["frames_per_second"]
+    assert not slow["optimal"] and slow["bound_interval_cycles"] is None
+
+
+def test_a_rate_that_only_the_layers_reach_is_refused(monkeypatch):
+    """FIFOs as deep as the rate needs have no room; shallower ones are slower than was asked for."""
+    interval = planned("residual")["totals"]["initiation_interval_cycles"]
+    genuine = dataflow.safe_depths
+    monkeypatch.setattr(dataflow, "safe_depths", lambda network, guard=False: genuine(network))
+    dear = lambda depth, bits, target: {"lut": depth * 1e4 if depth > 20 else 0.0, "ff": 0, "dsp": 0, "bram18": 0}  # noqa: E731
+    monkeypatch.setattr(plan, "_fifo", dear)
+    slower = planned("residual")["totals"]["initiation_interval_cycles"]
+    assert slower > interval
+    with pytest.raises(PlanError, match=f"no room for FIFOs deep enough for {interval} cycles a frame: {slower} is"):
+        planned("residual", frames_per_second=100e6 / (interval + 0.5))
 
 
 def test_a_smaller_margin_is_told_where_it_is_enough():
@@ -392,6 +453,18 @@ def test_fewer_bits_end_at_two_and_keep_what_the_host_sees():
 
 
 # ---------------------------------------------------------------------- the description
+
+
+def test_a_token_is_as_wide_as_its_quantisers_grid(tmp_path):
+    """Whatever the values in front of it fill of it: the generated C++ has the grid's type, behind padding too."""
+    net = Net((2, 5, 5), bits=2)
+    x = net.quant(net.conv(net.input, 2, 1, bits=2, lsb=0, bias=False, name="few"), 12, -2)
+    x = net.quant(net.maxpool(net.conv(x, 3, bits=2, lsb=0, bias=False, name="padded"), 5), 20, -2)
+    made = convert_net(net.head(x), tmp_path)
+    built = dataflow.from_graph(made.model, made.analysis, made.plan)
+    assert built.bits == dataflow.from_project(generated.read(made.project), made.io).bits
+    assert built.bits["few->zp2d_padded"] == built.bits["zp2d_padded->padded"] == 2 * 12
+    assert made.analysis.tensors[made.model.get_nodes_by_op_type("Quant")[1].output[0]].bits < 12
 
 
 def test_weight_figures_hold_the_weights():

@@ -50,6 +50,7 @@ def test_what_is_asked_for_reaches_the_plan(model, capsys):
     code, text, _ = run(capsys, model, "--json", "--fps", "5000")
     slow = json.loads(text)
     assert slow["objective"] == "resources" and slow["totals"]["frames_per_second"] >= 5000
+    assert "proven" not in run(capsys, model, "--fps", "5000")[1]
     assert slow["resources"]["lut"]["planned"] < found["resources"]["lut"]["planned"]
     code, text, _ = run(capsys, model, "--objective", "latency")
     assert code == 0 and "least latency of the plans simulated" in text
@@ -106,7 +107,9 @@ def test_a_network_larger_than_every_board_is_told_so(tmp_path, capsys):
     (["MODEL", "--board", "pynq"], "unknown board 'pynq'"),
     (["MODEL", "--set", "hls.margin=0"], "--set changes a recipe"),
     (["MODEL", "--fps", "0"], "0 frames per second are no rate"),
+    (["MODEL", "--fps", "nan"], "nan frames per second are no rate"),
     (["MODEL", "--fps", "1e9"], "are too few"),
+    (["MODEL", "--clock-mhz", "0"], "cannot be divided from"),
     (["MODEL", "--margin", "1"], "a margin of 1 leaves nothing"),
     (["MODEL", "--clock-mhz", "99"], "cannot be divided from"),
 ])  # fmt: skip
