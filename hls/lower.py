@@ -449,7 +449,8 @@ def _averages(model) -> None:
         made = next(n for n in model.graph.node if n.output[0] == total)
         model.set_tensor_shape(total, after)
         model.set_initializer(f"{node.name}_count", np.array(count, np.float32))
-        divide = helper.make_node("Div", [total, f"{node.name}_count"], [mean], name=f"{node.name}_mean")
+        divide = helper.make_node("Div", [total, f"{node.name}_count"], [mean], name=f"{node.name}_mean",
+                                  doc_string=f"{node.name} averages over {count} pixels, no power of two")
         model.graph.node.insert(list(model.graph.node).index(made) + 1, divide)
 
 

@@ -244,6 +244,12 @@ def _quant(model, node, analysis: Analysis) -> Fixed:
         analysis.constants[node.output[0]] = (codes, quantizer.lsb)
         return Fixed(quantizer.lsb, codes.min(), codes.max())
     if node.input[0] in {i.name for i in model.graph.input}:
+        for other in model.find_consumers(node.input[0]):
+            if other.op_type == "Quant" and other.name in analysis.quantizers and quantizer_of(
+                model, other) != quantizer:  # fmt: skip
+                raise NotExact(node.name, f"it quantises the network's input in another way than {other.name} does; "
+                                          "the codes of one quantiser arrive",
+                               "share one QuantIdentity at the input, or put the second behind the first")
         return grid  # the host quantises: codes arrive on this grid and fill it
     source = _input(analysis, node)
     return Fixed(quantizer.lsb, quantize_codes(source.lo, source.lsb, quantizer),
@@ -531,8 +537,9 @@ _REFUSED = {
 
 def unknown_operation(node) -> NotExact:
     """The refusal of a node that is none of :data:`OPERATORS`."""
-    if node.doc_string:  # what :mod:`hls.scales` put here
-        return NotExact(node.name, f"{node.doc_string}, and {_FOLLOWED[0]}", f"{_FOLLOWED[1]}; or {_FIXED_POINT}")
+    if node.doc_string:  # what :mod:`hls.scales` or :mod:`hls.lower` put here
+        other = "average over 2, 4, 8, ... pixels" if node.op_type == "Div" else _FIXED_POINT
+        return NotExact(node.name, f"{node.doc_string}, and {_FOLLOWED[0]}", f"{_FOLLOWED[1]}; or {other}")
     told = f"operation {node.op_type} is not carried exactly"
     if node.op_type not in _REFUSED:
         return NotExact(node.name, told, f"operations that are: {', '.join(sorted(OPERATORS))}")

@@ -1,9 +1,10 @@
 """Floating-point arithmetic between an accumulator and a quantiser, as integer thresholds.
 
 A chain such as BatchNormalization, Relu, Quant is a monotone function of one integer per channel. It is evaluated, by
-qonnx itself, for every value the accumulator can take; where its output steps up is a threshold. What comes out is a
-MultiThreshold node of QONNX and exact by construction. A channel that falls instead of rising (negative gamma) gets the
-signs of its weights turned round first. A chain that does not end in a quantiser is left, and refused later.
+qonnx itself, for every value the accumulator can take; where its output steps up is a threshold. Where these values are
+too many, each threshold is searched by bisection. What comes out is a MultiThreshold node of QONNX and exact by
+construction. A channel that falls instead of rising (negative gamma) gets the signs of its weights turned round first,
+or a layer of signs. A chain that does not end in a quantiser is left, and refused later.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from onnx import TensorProto, helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 
+from hls.layout import DOMAIN
 from hls.lower import QUANT_DOMAIN, constant_values, new_constant
 from hls.numerics import FLOAT32_EXACT, OPERATORS, Analysis, Fixed, NotExact, quantizer_of
 from hls.scales import split
 
-#: Values of one chain, all channels together, that are evaluated at most.
+#: Values of one chain, all channels together, up to which every one is evaluated.
 MOST_VALUES = 2**24
 #: Thresholds of one channel: a 12-bit quantiser has 4095, and a channel's table of them fills memory blocks already.
 MOST_STEPS = 4095
@@ -113,20 +115,29 @@ def _levels(model, node) -> _Levels | None:
 def _replace(model, first, source: Fixed) -> bool:
     chain = _chain(model, first)
     levels = chain and _levels(model, chain[-1])
-    if not levels or (levels.steps or 0) > MOST_STEPS or max(source.max, -source.min) + 1 >= FLOAT32_EXACT:
+    if not levels or (levels.steps or 0) > MOST_STEPS:
         return False
+    if max(source.max, -source.min) + 1 >= FLOAT32_EXACT:
+        raise NotExact(first.name, f"it reads sums of up to {max(source.max, -source.min)} units, and only those below "
+                                   "2**24, which float32 holds, become thresholds",
+                       "use fewer bits for the weights, the bias or the inputs of the layer before it, or fewer inputs")
     shape = model.get_tensor_shape(first.input[0])
     low, high = (np.broadcast_to(np.ravel(b), shape[-1]) for b in (source.lo, source.hi))
-    span = int((high - low).max()) + 1
-    if span * shape[-1] > MOST_VALUES:
+    span, channels = int((high - low).max()) + 1, shape[-1]
+    searched = span * channels > MOST_VALUES
+
+    def results(steps: np.ndarray) -> np.ndarray | None:
+        """What leaves the chain, in its steps, for the ``steps``-th code above the lowest of each channel."""
+        codes = np.minimum(low + steps, high)
+        values = _evaluate(model, chain, np.ldexp(codes.astype(np.float64), source.lsb))
+        return None if values is None else values.astype(np.float64) / levels.step
+
+    # every operation of a chain, rounded or not, is monotone: where there are many values, the ends tell the direction
+    found = results(np.array([[0], [span - 1]]) if searched else np.arange(span)[:, None])
+    if found is None:
         return False
-    codes = np.minimum(low + np.arange(span)[:, None], high)
-    values = _evaluate(model, chain, np.ldexp(codes.astype(np.float64), source.lsb))
-    if values is None:
-        return False
-    results = values.astype(np.float64) / levels.step
-    low_level = float(np.round(results.min())) if levels.low is None else levels.low
-    counts = np.round(results - low_level).astype(np.int64)
+    low_level = float(np.round(found.min())) if levels.low is None else levels.low
+    counts = np.round(found - low_level).astype(np.int64)
     steps = int(counts.max()) if levels.steps is None else levels.steps
     if steps > MOST_STEPS or steps < 1:
         return False
@@ -137,7 +148,18 @@ def _replace(model, first, source: Fixed) -> bool:
     if np.any(falling):
         return _turn_round(model, first, falling)
     # the first code that reaches a level; past the end for a level that none reaches
-    reached = np.stack([np.searchsorted(column, np.arange(1, steps + 1)) for column in counts.T])
+    if searched:
+        wanted, below, above = np.arange(1, steps + 1)[:, None], np.full((steps, channels), -1), np.full(
+            (steps, channels), span)  # fmt: skip
+        while np.any(above - below > 1):
+            middle = (above + below) // 2
+            # a middle of -1 is one that is settled already
+            reaches = np.round(results(np.maximum(middle, 0)) - low_level) >= wanted
+            open_ = above - below > 1
+            above, below = np.where(open_ & reaches, middle, above), np.where(open_ & ~reaches, middle, below)
+        reached = above.T
+    else:
+        reached = np.stack([np.searchsorted(column, np.arange(1, steps + 1)) for column in counts.T])
     thresholds = np.where(reached < span, low[:, None] + reached, high[:, None] + 1)
     thresholds = np.minimum(thresholds, high[:, None] + 1)
     last = chain[-1]
@@ -161,9 +183,10 @@ def _evaluate(model, chain: list, values: np.ndarray) -> np.ndarray | None:
         inputs = [name]
         for parameter in node.input[1:]:
             constant = model.get_initializer(parameter)
-            if constant is None or np.size(constant) not in (1, channels):
+            # along the last axis, channels, and no other that happens to be as long
+            per_channel = channels > 1 and constant is not None and np.shape(constant)[-1:] == (channels,)
+            if constant is None or np.size(constant) != (channels if per_channel else 1):
                 return None
-            per_channel = np.size(constant) == channels and channels > 1
             shape = (channels,) if per_channel or node.op_type == "BatchNormalization" else ()
             constants[parameter] = np.asarray(constant, np.float32).reshape(shape)
             inputs.append(parameter)
@@ -184,40 +207,67 @@ def _evaluate(model, chain: list, values: np.ndarray) -> np.ndarray | None:
     return execute_onnx(small, {"chain_in": values.astype(np.float32)})[name]
 
 
-def _turn_round(model, norm, channels: np.ndarray) -> bool:
-    """Negate the accumulators of some channels and, to make up for it, gamma and mean of their BatchNormalization."""
-    layer = model.find_producer(norm.input[0])
-    if norm.op_type != "BatchNormalization" or layer is None or len(model.find_consumers(norm.input[0])) > 1:
+def _turn_round(model, first, channels: np.ndarray) -> bool:
+    """Negate the accumulators of some channels and, in front of the chain, what arrives of them: both are exact.
+
+    The layer in front does it with the signs of its weights; where there is none that only the chain reads (behind a
+    pool, a join, a residual sum), a layer of one pixel with a sign for each channel.
+    """
+    sign, source = np.where(channels, -1.0, 1.0), first.input[0]
+    turned = _negate_layer(model, source, sign) or _layer_of_signs(model, first, sign)
+    if turned is None:
         return False
-    sign = np.where(channels, -1.0, 1.0)
-    edits = []
+    back, factors = f"{first.name}_turned", f"{first.name}_signs"
+    model.set_initializer(factors, sign.astype(np.float32))
+    made = helper.make_node("Mul", [turned, factors], [back], name=f"{first.name}_back", doc_string=first.doc_string)
+    model.graph.node.insert(list(model.graph.node).index(first), made)
+    model.set_tensor_shape(back, model.get_tensor_shape(source))
+    first.input[0] = back
+    return True
+
+
+def _negate_layer(model, source: str, sign: np.ndarray) -> str | None:
+    """Turn the signs of the layer that makes ``source`` for one reader, which stays its name."""
+    layer, edits = model.find_producer(source), []
+    if layer is None or len(model.find_consumers(source)) > 1:
+        return None
     if layer.op_type == "Add":
         edits.append((layer, 1, sign))
         layer = model.find_producer(layer.input[0])
         if layer is None or len(model.find_consumers(layer.output[0])) > 1:
-            return False
+            return None
     if layer.op_type == "MatMul":
         edits.append((layer, 1, sign[None, :]))
     elif layer.op_type == "Conv":
         edits.append((layer, 1, sign[:, None, None, None]))
         edits += [(layer, 2, sign)] if len(layer.input) > 2 and layer.input[2] else []
     else:
-        return False
+        return None
     values = [constant_values(model, node.input[index]) for node, index, _ in edits]
     if any(v is None for v in values):
-        return False
+        return None
     names = [new_constant(model, f"{node.name}_turned{index}", value * factor)
              for (node, index, factor), value in zip(edits, values, strict=True)]
     if any(name is None for name in names):
-        return False
+        return None
     for (node, index, _), name in zip(edits, names, strict=True):
         old = node.input[index]
         node.input[index] = name
         producer = model.find_producer(old)
         if producer is not None and not model.find_consumers(old):
             model.graph.node.remove(producer)
-    for index in (1, 3):
-        old = np.asarray(model.get_initializer(norm.input[index]))
-        norm.input[index] = f"{norm.input[index]}_turned"
-        model.set_initializer(norm.input[index], (old * sign).astype(np.float32))
-    return True
+    return source
+
+
+def _layer_of_signs(model, first, sign: np.ndarray) -> str | None:
+    source, shape = first.input[0], model.get_tensor_shape(first.input[0])
+    pictures, name = len(shape) == 4, f"{first.name}_sign_layer"
+    weights = new_constant(model, name, sign[:, None, None, None] if pictures else np.diag(sign))
+    if weights is None:
+        return None
+    options = {"domain": DOMAIN, "group": len(sign), "dilations": [1, 1], "kernel_shape": [1, 1], "strides": [1, 1],
+               "pads": [0, 0, 0, 0]} if pictures else {}  # fmt: skip
+    made = helper.make_node("Conv" if pictures else "MatMul", [source, weights], [name], name=name, **options)
+    model.graph.node.insert(list(model.graph.node).index(first), made)
+    model.set_tensor_shape(name, shape)
+    return name

@@ -445,6 +445,16 @@ def batch_norm_behind_a_dense_layer():
 
 
 @case
+def batch_norm_that_falls_behind_a_pool():
+    """No layer in front that could be turned round: a layer of signs, for pictures and for vectors."""
+    net = picture((2, 4, 4), samples=24)
+    x = net.pool(net.convolve(net.input, 3, (2, 2), bits=3), (2, 2), (1, 1))
+    x = net.dense(net.flatten(net.body(net.norm(x, negative=True))), 4, name="a")
+    y = net.quant(x, 4)
+    return net.finish(net.dense(net.relu_quant(net.norm(net.add(y, net.relu(y)), negative=True)), 4, name="b"))
+
+
+@case
 def batch_norm_before_many_bits():
     """Ten bits, and nine with a narrow range behind a falling channel: a search in tables."""
     net = picture((2, 4, 4), samples=24)
@@ -703,6 +713,17 @@ def norm_before_sixteen_bits():
     return net.head(net.quant(net.norm(net.convolve(net.input, 2, (1, 1))), 16))
 
 
+def norm_of_wide_sums():
+    net = picture((2, 4, 4), bits=16)
+    return net.head(net.body(net.norm(net.convolve(net.input, 2, (1, 1), bits=12))))
+
+
+def two_quantizers_at_the_input():
+    net = picture((2, 4, 4))
+    x, y = (net.convolve(source, 2, (1, 1)) for source in (net.input, net.quant("input", 2, -1)))
+    return net.head(net.add(net.body(x), net.body(y)))
+
+
 def average_of_nine_unquantized():
     net = picture((2, 6, 6))
     return net.head(net.average(net.body(net.convolve(net.input, 2, (1, 1))), (3, 3)))
@@ -768,7 +789,9 @@ def addition_that_spreads():
         (norm_at_the_output, "BatchNormalization", ""),
         (norm_before_an_addition, "BatchNormalization", ""),
         (norm_before_sixteen_bits, "BatchNormalization", "no quantiser follows it that could take it in"),
-        (average_of_nine_unquantized, "Div", "no quantiser follows it"),
+        (norm_of_wide_sums, "BatchNormalization", "only those below 2**24, which float32 holds, become thresholds"),
+        (two_quantizers_at_the_input, "Quant", "it quantises the network's input in another way than Quant_"),
+        (average_of_nine_unquantized, "Div", "averages over 9 pixels, no power of two, and no quantiser follows it"),
         (truncation_with_a_zero_point, "Trunc", "its zero point is not 0"),
         (multiplication_by_three, "Mul", ""),
         (scale_at_an_addition, "Add", "the scales of what it reads are no powers of two apart"),
@@ -791,6 +814,39 @@ def test_refused(build, operation, reason):
         numerics.analyze(prepared(build()))
     assert caught.value.node.startswith(operation) and caught.value.fix
     assert reason in caught.value.reason
+
+
+@pytest.mark.parametrize("name", ["batch_norm_that_falls_behind_a_pool", "batch_norm_before_many_bits",
+                                  "scales_of_any_kind", "truncated_average"])  # fmt: skip
+def test_searched_thresholds_are_those_of_every_value(name, monkeypatch):
+    """Wide accumulators: 16 channels of 8 bits in and out have more values than are evaluated one by one."""
+    found = []
+    for most in (2**24, 0):
+        monkeypatch.setattr("hls.thresholds.MOST_VALUES", most)
+        model = prepared(CASES[name]())
+        found.append([model.get_initializer(n.input[1]) for n in model.graph.node if n.op_type == "MultiThreshold"])
+    assert found[0] and all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+    assert any(len(np.unique(thresholds)) > 3 for thresholds in found[0])
+
+
+def test_batch_norm_of_a_wide_layer():
+    net = picture((16, 3, 3), bits=8, samples=24)
+    net.head(net.quant(net.relu(net.norm(net.convolve(net.input, 16, (3, 3), bits=8), negative=True)), 8, signed=False))
+    model = prepared(net)
+    analysis = numerics.analyze(model)
+    source = analysis.tensors[next(n for n in model.graph.node if n.op_type == "MultiThreshold").input[0]]
+    assert int(np.max(source.hi - source.lo)) * 16 > 2**24  # more than are evaluated
+    codes, lsb = Reference(model, analysis).run(net.codes)
+    assert np.array_equal(np.ldexp(codes.astype(np.float64), lsb), net.values[net.output].numpy())
+
+
+def test_a_constant_along_the_width_is_not_taken_for_one_of_channels():
+    """As many columns as channels, behind a layer so wide that only the integer reference is compared."""
+    net = picture((2, 4, 4))
+    x = net.quant(net.convolve(net.input, 4, (1, 1)), 4)
+    factors = net.random.uniform(0.5, 1.5, (1, 1, 1, 4))
+    with pytest.raises(numerics.NotExact, match="no quantiser follows it that could take it in"):
+        numerics.analyze(prepared(net.head(net.body(net.times(x, factors)))))
 
 
 def test_a_threshold_that_is_off_by_one_is_seen():
