@@ -27,6 +27,8 @@ from hls.onnxfile import GraphError
 from hls.thresholds import insert_thresholds, settle_padding
 
 _LAYERS = "slimgate_layers"
+#: Metadata key: what the file calls its input, which cleaning renames.
+INPUT = "slimgate_input"
 
 
 _AGAIN = "slimgate: reads the same tensor again"
@@ -62,13 +64,14 @@ def load(path: str | Path) -> ModelWrapper:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             model = ModelWrapper(proto)
-            names = _module_names(model)
+            names, called = _module_names(model), sorted(data_inputs(model))[0]
             model = _tidied(model, cleanup_model)
             strip_host_operation(model)
     except Exception as error:  # a valid file whose nodes do not fit together fails anywhere in onnxruntime or qonnx
         raise GraphError(f"its shapes or constants cannot be computed: {onnxfile.first_line(error)}", where=path,
                          fix=onnxfile.AGAIN) from error  # fmt: skip
     model.set_metadata_prop(_LAYERS, json.dumps(names))
+    model.set_metadata_prop(INPUT, called)
     return model
 
 
@@ -145,9 +148,14 @@ def input_shape(model: ModelWrapper) -> tuple[int, ...]:
     return tuple(model.get_tensor_shape(model.graph.input[0].name)[1:])
 
 
+def data_inputs(model: ModelWrapper) -> set[str]:
+    """Names of the inputs that are no constants."""
+    return {i.name for i in model.graph.input if model.get_initializer(i.name) is None}
+
+
 def data_tensors(model: ModelWrapper) -> set[str]:
     """Names of the tensors that depend on the network's input; the others are constants and quantised weights."""
-    names = {i.name for i in model.graph.input if model.get_initializer(i.name) is None}
+    names = data_inputs(model)
     for node in model.graph.node:
         if names & set(node.input):
             names |= set(node.output)

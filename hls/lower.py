@@ -32,6 +32,8 @@ def lower(model, layers: str):
     """
     strip_host_operation(model)
     drop_identities(model)
+    _weights_of_their_own(model)
+    _plain_gemms(model)
     _reshape_on_the_host(model)
     _plain_pads(model)
     _plain_resizes(model)
@@ -360,6 +362,42 @@ def _resized(model, node, values: np.ndarray) -> np.ndarray | None:
         return None
 
 
+def _weights_of_their_own(model) -> None:
+    """A copy of the quantiser for each layer that shares its weights: each may transpose or turn them its own way."""
+    layers = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    for node in layers:
+        name = node.input[1]
+        shared = model.find_producer(name)
+        if shared is None or shared.op_type not in ("Quant", "BipolarQuant") or len(model.find_consumers(name)) < 2:
+            continue
+        own, values = f"{node.name}_own", model.get_initializer(shared.input[0])
+        if values is None:
+            continue
+        model.set_initializer(f"{own}_values", values)
+        made = helper.make_node(shared.op_type, [f"{own}_values", *shared.input[1:]], [own], name=own,
+                                domain=shared.domain)  # fmt: skip
+        made.attribute.extend(shared.attribute)
+        model.graph.node.insert(list(model.graph.node).index(shared), made)
+        model.set_tensor_shape(own, list(values.shape))
+        node.input[1] = own
+
+
+def _plain_gemms(model) -> None:
+    """What a Gemm multiplies its product and its bias by, into these."""
+    for node in [n for n in model.graph.node if n.op_type == "Gemm"]:
+        options = attributes(node)
+        for index, name in ((1, "alpha"), (2, "beta")):
+            factor = options.get(name, 1.0)
+            if factor == 1 or len(node.input) <= index or not node.input[index]:
+                continue
+            values = constant_values(model, node.input[index])
+            made = None if values is None else new_constant(model, f"{node.name}_{name}", values * factor)
+            if made is None:
+                raise NotExact(node.name, f"its {name} is {factor:g}", f"leave {name} at 1, which Brevitas does")
+            node.input[index] = made
+            _set_option(node, name, 1.0)
+
+
 def _chained_joins(model) -> None:
     """Concat of three and more: of two, and the next, and so on."""
     for node in [n for n in model.graph.node if n.op_type == "Concat" and len(n.input) > 2]:
@@ -580,8 +618,10 @@ def _needs_codes(model, name: str) -> bool:
     if node.op_type != "Quant":
         return False
     scale, width = (np.ravel(model.get_initializer(i)) for i in (node.input[1], node.input[3]))
-    one_bit = bool(attributes(node).get("signed", 1)) and np.any(width == 1)
-    return bool(np.any(scale != scale[0]) or np.any(width != width[0]) or one_bit)
+    options = attributes(node)
+    one_bit = bool(options.get("signed", 1)) and np.any(width == 1)
+    narrow = bool(options.get("narrow", 0)) and not options.get("signed", 1)
+    return bool(np.any(scale != scale[0]) or np.any(width != width[0]) or one_bit or narrow)
 
 
 def _has_holes(model, node) -> bool:

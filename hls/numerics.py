@@ -150,7 +150,7 @@ def attributes(node) -> dict:
 
 def quantizer_of(model, node, *, any_scale: bool = False) -> Quantizer:
     """Read a Quant node; refuse what has no exact integer meaning. ``any_scale``: take a scale that is no power of two
-    as the next below.
+    as the next below, and an unsigned narrow range, both of which only thresholds have.
 
     QONNX writes an empty string for attributes that are zero when it cleans a graph, hence ``bool(...)``.
     """
@@ -180,15 +180,16 @@ def quantizer_of(model, node, *, any_scale: bool = False) -> Quantizer:
     if rounding not in ("ROUND", "FLOOR"):
         raise NotExact(node.name, f"rounding mode {rounding} has no hls4ml counterpart",
                        "use rounding mode ROUND or FLOOR")
-    if narrow and not signed:
-        raise NotExact(node.name, "an unsigned quantiser with narrow range has no hls4ml counterpart",
+    if narrow and not signed and not any_scale:
+        raise NotExact(node.name, "an unsigned quantiser with narrow range at the input, or of over 12 bits, has "
+                                  "no hls4ml counterpart",
                        "set narrow_range=False on unsigned quantisers")
     if signed and bits == 1:
         raise NotExact(node.name, "a signed 1-bit quantiser means -1 and +1 to QONNX and -1 and 0 to hls4ml",
                        "use at least 2 bits")
     bits = int(bits)
     low = (-(1 << (bits - 1)) + narrow) if signed else 0
-    high = (1 << (bits - signed)) - 1
+    high = (1 << (bits - signed)) - 1 - (narrow and not signed)
     return Quantizer(lsb, low, high, rounding)
 
 
@@ -355,9 +356,18 @@ def _add(model, node, analysis: Analysis) -> Fixed:
             codes, lsb = constant
             flat = np.ravel(codes) if codes.size in (1, codes.shape[-1] if codes.ndim else 1) else None
             sides.append(Fixed(lsb, *((flat, flat) if flat is not None else (codes.min(), codes.max()))))
+        elif model.get_initializer(name) is not None:
+            raise NotExact(node.name, f"it adds floating-point numbers, such as a bias, and {_FOLLOWED[0]}",
+                           "quantise the bias (Brevitas: bias_quant=Int16Bias, or ...BiasPerTensorFixedPoint), or put "
+                           "a quantiser of at most 12 bits right behind it")
         else:
             sides.append(_input(analysis, node, index))
             shapes.add(tuple(model.get_tensor_shape(name)))
+    producer = model.find_producer(node.input[0])
+    biased = producer is not None and producer.op_type == "MatMul" and producer.name in analysis.accumulators
+    if len(shapes) == 1 < len(node.input) and node.input[1] in analysis.constants and not biased:
+        raise NotExact(node.name, f"it adds a constant, and {_FOLLOWED[0]}",
+                       f"{_FOLLOWED[1]}, and add one number for each channel; or make it the layer's bias")
     if len(shapes) > 1:
         raise NotExact(node.name, f"it adds tensors of different shapes ({' and '.join(map(str, sorted(shapes)))})",
                        "bring both branches to one shape")
@@ -366,8 +376,7 @@ def _add(model, node, analysis: Analysis) -> Fixed:
         _check_width(node, side.lsb, side.lo, side.hi, at=lsb)
     left, right = (s.at(lsb) for s in sides)
     total = Fixed(lsb, left.lo + right.lo, left.hi + right.hi)
-    producer = model.find_producer(node.input[0])
-    if producer is not None and producer.op_type == "MatMul" and producer.name in analysis.accumulators:
+    if biased:
         # the bias of a dense layer: hls4ml starts the accumulator from it
         partial = analysis.accumulators[producer.name].at(lsb)
         analysis.accumulators[producer.name] = Fixed(

@@ -178,9 +178,9 @@ def read_inputs(path: Path, network: Network) -> np.ndarray:
     The array is the one called like the network's input, else ``inputs``, else the only one there is. Floats are values
     on the grid of the input quantiser, integers are its codes. Raises :class:`VerifyError` for anything else.
     """
-    name = network.file.graph.input[0].name
-    array = _array(path, name)
-    shape = tuple(network.file.get_tensor_shape(name)[1:])
+    file = network.file
+    array = _array(path, file.get_metadata_prop(graph.INPUT) or file.graph.input[0].name)
+    shape = tuple(file.get_tensor_shape(file.graph.input[0].name)[1:])
     if array.dtype.kind not in "fiu":
         raise VerifyError(f"the inputs are of type {array.dtype}", where=path,
                           fix="save float values on the input's grid, or integer codes")  # fmt: skip

@@ -187,7 +187,7 @@ class Net:
         return self.node("Flatten", [x], value, axis=1)
 
     def add(self, x, y) -> str:
-        return self.node("Add", [x, y], self.values[x] + self.values[y])
+        return self.node("Add", [x, y], self.values[x] + self._of(y))
 
     def head(self, x, outputs=2) -> "Net":
         """Flatten and a dense layer, and done."""

@@ -463,6 +463,29 @@ def batch_norm_before_many_bits():
 
 
 @case
+def additions_of_constants():
+    """On the grid of what they are added to, so that nothing but a quantiser behind them takes them in; unsigned
+    quantisers with a narrow range, of activations and of weights."""
+    net = picture((2, 4, 4), samples=24)
+    w = net.quant(net.constant(net.random.uniform(0, 1, (3, 2, 2, 2))), 3, -3, signed=False, narrow=True)
+    x = net.conv(net.input, 3, 2, pad=0, weights=w, bias=None)
+    x = net.add(x, net.constant([[[[-0.5]], [[0.25]], [[-0.125]]]]))
+    x = net.quant(net.relu(x), 3, signed=False, narrow=True)
+    return net.head(net.body(net.convolve(net.quant(net.add(x, net.constant(-0.25)), 3), 2, (2, 2))))
+
+
+@case
+def dense_layers_that_share_weights():
+    """Read as they are and transposed; one multiplies its product and its bias by powers of two."""
+    net = Wide((6,), bits=4, signed=True, samples=24)
+    w = net.weights((6, 6), 4, -3, "shared")
+    x = net.relu_quant(net.dense(net.input, 6, weights=w, bias=None))
+    y, b = net.relu_quant(net.dense(x, 6, weights=w, transposed=False)), net.bias(6, -7, "c")
+    total = net.values[y] @ net._of(w).T * 0.5 + net._of(b) * 2
+    return net.finish(net.node("Gemm", [y, w, b], total, transB=1, alpha=0.5, beta=2.0))
+
+
+@case
 def bipolar_activations_and_weights():
     net = Wide((7,), bits=4, signed=True, samples=48)
     x = net.input
@@ -718,6 +741,18 @@ def norm_of_wide_sums():
     return net.head(net.body(net.norm(net.convolve(net.input, 2, (1, 1), bits=12))))
 
 
+def constant_for_each_pixel():
+    net = picture((2, 4, 4))
+    x = net.quant(net.convolve(net.input, 2, (1, 1)), 4)
+    return net.head(net.body(net.add(x, net.constant(net.random.integers(-4, 4, (1, 2, 4, 4)) / 4))))
+
+
+def product_times_a_third():
+    net = Wide((6,), bits=4)
+    w = net.weights((3, 6), 4, -3, "a")
+    return net.finish(net.node("Gemm", [net.input, w], net.values[net.input] @ net._of(w).T / 3, transB=1, alpha=1 / 3))
+
+
 def two_quantizers_at_the_input():
     net = picture((2, 4, 4))
     x, y = (net.convolve(source, 2, (1, 1)) for source in (net.input, net.quant("input", 2, -1)))
@@ -790,6 +825,8 @@ def addition_that_spreads():
         (norm_before_an_addition, "BatchNormalization", ""),
         (norm_before_sixteen_bits, "BatchNormalization", "no quantiser follows it that could take it in"),
         (norm_of_wide_sums, "BatchNormalization", "only those below 2**24, which float32 holds, become thresholds"),
+        (constant_for_each_pixel, "Add", "it adds a constant, and no quantiser follows it that could take it in"),
+        (product_times_a_third, "Gemm", "its alpha is 0.333333"),
         (two_quantizers_at_the_input, "Quant", "it quantises the network's input in another way than Quant_"),
         (average_of_nine_unquantized, "Div", "averages over 9 pixels, no power of two, and no quantiser follows it"),
         (truncation_with_a_zero_point, "Trunc", "its zero point is not 0"),
