@@ -158,7 +158,7 @@ def limits(resources: Mapping[str, int], margin: float = 0.2, fixed: Mapping[str
     """
     if not 0 <= margin < 1:
         raise FoldingError(f"a margin of {margin:g} leaves nothing", fix="a fraction from 0 to below 1")
-    have = {"bram18": 2 * resources["bram36"] if "bram36" in resources else 0} | dict(resources)
+    have = ({"bram18": 2 * resources["bram36"]} if "bram36" in resources else {}) | dict(resources)
     if missing := [r for r in RESOURCES if r not in have]:
         raise FoldingError(f"the board does not say how much {missing[0]} it has", where="[resources]")
     return {r: math.floor(have[r] * (1 - margin)) - (fixed or {}).get(r, 0) for r in RESOURCES}

@@ -246,11 +246,17 @@ def _solve(choices, room, network: Network, floor: int, request: Request) -> Fol
 
 
 def _told(found, request: Request, choice: Choice) -> folding.Shortage:
-    """What the plan that overshoots least is short of, and the process, with weights or not, that takes most of it."""
+    """What the plan that overshoots least is short of, and the process, with weights or not, that takes most of it with
+    the FIFOs it fills; the platform where none takes any."""
     short = max(RESOURCES, key=lambda r: choice.used[r] / max(request.limits[r], 1))
     takes = {n: o.cost.get(short, 0) for n, o in choice.folding.chosen.items()}
     takes |= {x.name: math.ceil(_own(x.spec, request.target)[short]) for x in found if not x.multiplies}
+    for name in choice.network.fifos:
+        fifo = _fifo(choice.depths.planned[name], choice.network.bits[name], request.target)
+        takes[choice.network.writer[name].name] += math.ceil(fifo.get(short, 0.0))
     layer, limit = max(takes, key=takes.get), request.limits[short]
+    if not takes[layer]:
+        layer, takes = "the platform's DMA", {"the platform's DMA": math.ceil(cost.PLATFORM[short][0])}
     return folding.Shortage(short, limit, choice.used[short] - limit, layer, takes[layer])
 
 

@@ -385,6 +385,8 @@ def _plan(args) -> int:
     asked = {"frames_per_second": args.fps, "objective": args.objective, "margin": args.margin,
              "clock_mhz": args.clock_mhz}  # fmt: skip
     asked = {key: value for key, value in asked.items() if value is not None}
+    if args.all_boards and (args.board or args.clock_mhz is not None):
+        raise SlimgateError("--all-boards takes every board at its own clock", fix="leave out --board and --clock-mhz")
     if args.source.suffix == ".toml":
         recipe = config.load(args.source, args.set, args.board)
         run = _prepare(recipe, args, "simulated")

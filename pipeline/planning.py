@@ -138,6 +138,7 @@ def _sentences(plan: dict) -> list[str]:
     around = lambda name: f"{totals[name]:,} ({bounds[name]['lo']:,.0f} .. {bounds[name]['hi']:,.0f})"  # noqa: E731
     what = {"interval": "least interval", "latency": "least latency of the plans simulated",
             "resources": "least resources at the rate asked for"}[plan["objective"]]  # fmt: skip
+    what = what if plan["fits"] else "the plan that overshoots least"
     proven = "; proven: no choice that fits is faster, by this model" if plan["optimal"] else ""
     return [
         f"bottleneck: {totals['bottleneck']}; {what}{proven}",

@@ -206,6 +206,8 @@ def test_what_cannot_be_planned_is_refused(monkeypatch):
         folding.choices_of(network, layers, textbook_cost, strategies=("Fast",))
     with pytest.raises(FoldingError, match="does not say how much dsp"):
         folding.limits({"lut": 1, "ff": 1, "bram36": 1})
+    with pytest.raises(FoldingError, match="does not say how much bram18"):
+        folding.limits({"lut": 1, "ff": 1, "dsp": 1})
     with pytest.raises(FoldingError, match="a margin of 1 leaves nothing"):
         folding.limits(BOARD, 1)
     with pytest.raises(FoldingError, match="are no rate"):

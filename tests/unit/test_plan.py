@@ -235,9 +235,7 @@ def test_a_board_that_is_too_small_is_refused_in_numbers_with_the_nearest_change
     whole = planned("residual", board=small, over_budget=True)
     row = whole["resources"]["lut"]
     assert (error.shortage.available, error.shortage.missing) == (row["limit"], row["planned"] - row["limit"])
-    built = [x.folded(chosen.strategy, chosen.reuse_factor) if (chosen := error.chosen.get(x.name)) else x
-             for x in describe(*described("residual"))]  # fmt: skip
-    takes = {x.name: plan._own(x.spec, plan._request(built, board=small).target)["lut"] for x in built}
+    takes = {r["name"]: r["lut"]["implemented"]["value"] for r in whole["layers"] + whole["processes"]}  # as shown
     assert error.exit_code == 1 and error.where == max(takes, key=takes.get)
     width, bits, larger = error.shortage.changes[-3:]
     # each is the nearest that helps: computed again here, one by one
@@ -257,6 +255,19 @@ def test_a_board_that_is_too_small_is_refused_in_numbers_with_the_nearest_change
 def test_asked_for_factors_that_do_not_fit_are_said_to_be_the_reason():
     with pytest.raises(DoesNotFit, match="strategies and reuse factors left to the planner"):
         planned("residual", reuse_factor=1, strategy="Resource", board=with_resources(lut=12_500))
+
+
+def test_a_platform_that_alone_is_too_large_is_named():
+    """No layer of this network takes a memory, but the DMA does."""
+    with pytest.raises(DoesNotFit, match=r"BRAM18 are needed at least.* the platform's DMA takes most of them"):
+        planned("residual", board=with_resources(bram36=1))
+
+
+def test_what_a_process_takes_counts_the_fifos_it_fills(monkeypatch):
+    monkeypatch.setattr(plan, "_fifo", lambda depth, bits, target: {"lut": depth * 100.0, "ff": 0, "dsp": 0,
+                                                                    "bram18": 0})  # fmt: skip
+    with pytest.raises(DoesNotFit, match="clone_Relu_0 takes most of them"):
+        planned("residual", board=with_resources(lut=9_000))
 
 
 def test_changes_keep_the_factors_that_were_asked_for():

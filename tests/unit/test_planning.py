@@ -71,7 +71,7 @@ def test_all_boards_are_told(model, capsys):
 def test_a_network_that_fits_nowhere_ends_with_one(model, capsys):
     code, text, err = run(capsys, model, "--margin", "0.97")
     assert code == 1 and "no plan fits: an estimated" in err and "a margin of 0.15" in err
-    assert "bottleneck" in text  # the plan that overshoots least is shown
+    assert "bottleneck" in text and "; the plan that overshoots least" in text and "least interval" not in text
     code, text, err = run(capsys, model, "--margin", "0.97", "--json")
     found = json.loads(text)
     assert code == 1 and found["fits"] is False and found["changes"][0] == "a margin of 0.15"
@@ -110,6 +110,8 @@ def test_a_network_larger_than_every_board_is_told_so(tmp_path, capsys):
     (["MODEL", "--fps", "nan"], "nan frames per second are no rate"),
     (["MODEL", "--fps", "1e9"], "are too few"),
     (["MODEL", "--clock-mhz", "0"], "cannot be divided from"),
+    (["MODEL", "--all-boards", "--board", "kv260"], "takes every board at its own clock"),
+    (["MODEL", "--all-boards", "--clock-mhz", "50"], "takes every board at its own clock"),
     (["MODEL", "--margin", "1"], "a margin of 1 leaves nothing"),
     (["MODEL", "--clock-mhz", "99"], "cannot be divided from"),
 ])  # fmt: skip
