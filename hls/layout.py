@@ -111,6 +111,9 @@ class _Layout:
         if node.op_type in (*_WINDOWED, "BatchNormalization") and axes not in (None, CHANNELS_LAST):
             raise NotExact(node.name, "a Transpose before it puts other axes in the place of channels and pixels",
                            "remove the Transpose")
+        if node.op_type == "MatMul" and len(self.shapes[moving[0]]) != 2:
+            raise NotExact(node.name, f"it multiplies along the last axis of {self.shapes[moving[0]]}",
+                           "flatten to one vector for each sample first, or use a convolution")
         if node.op_type == "MatMul" and order is not None:
             node.input[1] = self._constant(node.input[1], lambda v: v[order] if v.shape[0] > 1 else v)
             order = None

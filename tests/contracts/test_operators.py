@@ -741,6 +741,13 @@ def norm_of_wide_sums():
     return net.head(net.body(net.norm(net.convolve(net.input, 2, (1, 1), bits=12))))
 
 
+def matrix_times_a_picture():
+    """As many columns as channels: along the wrong axis it would fit as well."""
+    net = picture((4, 3, 4))
+    w = net.weights((4, 4), 4, -3, "a")
+    return net.head(net.body(net.node("MatMul", [net.input, w], net.values[net.input] @ net._of(w))))
+
+
 def constant_for_each_pixel():
     net = picture((2, 4, 4))
     x = net.quant(net.convolve(net.input, 2, (1, 1)), 4)
@@ -825,6 +832,7 @@ def addition_that_spreads():
         (norm_before_an_addition, "BatchNormalization", ""),
         (norm_before_sixteen_bits, "BatchNormalization", "no quantiser follows it that could take it in"),
         (norm_of_wide_sums, "BatchNormalization", "only those below 2**24, which float32 holds, become thresholds"),
+        (matrix_times_a_picture, "MatMul", "it multiplies along the last axis of [1, 4, 3, 4]"),
         (constant_for_each_pixel, "Add", "it adds a constant, and no quantiser follows it that could take it in"),
         (product_times_a_third, "Gemm", "its alpha is 0.333333"),
         (two_quantizers_at_the_input, "Quant", "it quantises the network's input in another way than Quant_"),
