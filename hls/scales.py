@@ -52,6 +52,15 @@ def _odd(model, node) -> bool:
         log2_exact(float(s)) is None for s in np.ravel(scale))
 
 
+def refuse_scales(model) -> None:
+    """Raise NotExact for the first quantiser of a loaded graph whose scale is no power of two: for networks that are
+    trained here, whose hardware and software must give one code and not nearly always the same."""
+    for node in model.graph.node:
+        if _odd(model, node):
+            raise NotExact(node.name, _cause(model.get_initializer(node.input[1])),
+                           "quantise with restrict_scaling_type = POWER_OF_TWO")
+
+
 class _Pull:
     def __init__(self, model, moving: set[str], new_constant, renamed):
         self.model, self.moving, self.new_constant, self.renamed = model, moving, new_constant, renamed

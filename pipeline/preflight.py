@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from boards.errors import SlimgateError
-from hls import graph, numerics
+from hls import graph, numerics, scales
 from hls.cost import legal_reuse_factors
 from hls.layers import describe
 from pipeline import models
@@ -35,7 +35,9 @@ def untrained(recipe):
         network = twin(recipe.model.name, widths, bits, shape, spec.get("classes") or 2)
         calibrate(network, torch.randint(0, 256, (16, *shape), dtype=torch.uint8), bits["input"])
         export(network.eval(), shape, Path(scratch) / "untrained.onnx")
-        prepared = graph.prepare(graph.load(Path(scratch) / "untrained.onnx"))
+        file = graph.load(Path(scratch) / "untrained.onnx")
+    scales.refuse_scales(file)
+    prepared = graph.prepare(file)
     return prepared, numerics.analyze(prepared)
 
 

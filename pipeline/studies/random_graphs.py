@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def main() -> int:
     rows = {row["seed"]: row for row in map(json.loads, lines)}
     seeds = [s for s in range(arguments.seed, arguments.seed + arguments.cases) if s not in rows]
     end = time.monotonic() + 60 * arguments.minutes
-    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    one_thread = {"mp_context": get_context("spawn"), "initializer": torch.set_num_threads, "initargs": (1,)}
     with ProcessPoolExecutor(arguments.processes, **one_thread) as pool, arguments.kept.open("a") as kept:
         for start in range(0, len(seeds), arguments.processes):
             if time.monotonic() > end:

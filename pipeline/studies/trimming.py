@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -211,7 +212,8 @@ def main(arguments: list[str] | None = None) -> int:
     for cell in grid:  # what a recipe may not ask is told before anything is trained
         recipe = loaded(options.recipe, options.set, cell)
     asked = (options.recipe, options.set, options.folder)
-    with ProcessPoolExecutor(options.processes) as pool:
+    # Not forked: threads of torch that another process started do not answer in a copy of it.
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         list(pool.map(partial(train_float, *asked), range(options.seeds)))
         cells = []
         for found in pool.map(partial(compute, *asked), grid):

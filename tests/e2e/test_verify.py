@@ -62,7 +62,18 @@ def test_exports_that_are_something_else(tmp_path):
     file = tmp_path / "net.onnx"
     export_onnx_qcdq(network(Weights), args=torch.zeros(SHAPE), export_path=str(file))
     refused("brevitas.export.export_qonnx", "verify", file, "--inputs", tmp_path / "x.npz")
+    export_qonnx(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(int(np.prod(SHAPE[1:])), 3)),
+                 args=torch.zeros(SHAPE), export_path=str(file))  # fmt: skip
+    refused("quanti", "verify", file, "--inputs", tmp_path / "x.npz")
+
+
+def test_weights_of_any_scale_are_taken(tmp_path):
+    """Brevitas' default quantisers have scales that are no powers of two."""
     from brevitas.quant import Int8WeightPerTensorFloat
 
+    file, inputs = tmp_path / "net.onnx", tmp_path / "x.npz"
     export_qonnx(network(Int8WeightPerTensorFloat), args=torch.zeros(SHAPE), export_path=str(file))
-    refused("Int8WeightPerTensorFixedPoint", "verify", file, "--inputs", tmp_path / "x.npz")
+    np.savez(inputs, inputs=np.random.default_rng(0).integers(0, 256, (100, *SHAPE[1:]), np.uint8))
+    done = slimgate("verify", file, "--inputs", inputs)
+    assert done.returncode == 0 and " codes compared, 0 differ: 100 samples" in done.stdout, done.stdout + done.stderr
+    assert "scales that are no powers of two" in done.stdout

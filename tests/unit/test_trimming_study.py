@@ -16,10 +16,10 @@ def run(folder, *more):
 
 def test_a_grid_is_resumed_and_told(tmp_path):
     cells, page, table = tmp_path / "cells", tmp_path / "p.md", tmp_path / "c.csv"
-    methods = ["--methods", "l1", "scratch", "cluster"]
+    methods = ["--methods", "l1", "scratch", "random"]
     assert run(cells, *methods, "--page", str(page), "--csv", str(table)) == 0
     assert sorted(file.name for file in cells.glob("*.json")) == [
-        "cluster-0.3-0.json", "float-0.json", "l1-0.3-0.json", "scratch-0.3-0.json",
+        "float-0.json", "l1-0.3-0.json", "random-0.3-0.json", "scratch-0.3-0.json",
     ]  # fmt: skip
     assert page.read_text().count("1 of 1") == 3 and len(table.read_text().splitlines()) == 4
     # A finished cell is taken as it is; one of another key is computed again.
