@@ -186,7 +186,7 @@ def quantizer_of(model, node, *, any_scale: bool = False) -> Quantizer:
                        "set narrow_range=False on unsigned quantisers")
     if signed and bits == 1:
         raise NotExact(node.name, "a signed 1-bit quantiser means -1 and +1 to QONNX and -1 and 0 to hls4ml",
-                       "use at least 2 bits")
+                       "use a BipolarQuant, or at least 2 bits")
     bits = int(bits)
     low = (-(1 << (bits - 1)) + narrow) if signed else 0
     high = (1 << (bits - signed)) - 1 - (narrow and not signed)

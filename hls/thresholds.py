@@ -16,7 +16,7 @@ from qonnx.core.onnx_exec import execute_onnx
 
 from hls.layout import DOMAIN
 from hls.lower import QUANT_DOMAIN, constant_values, new_constant
-from hls.numerics import FLOAT32_EXACT, OPERATORS, Analysis, Fixed, NotExact, quantizer_of
+from hls.numerics import FLOAT32_EXACT, OPERATORS, Analysis, Fixed, NotExact, attributes, quantizer_of
 from hls.scales import split
 
 #: Values of one chain, all channels together, up to which every one is evaluated.
@@ -101,7 +101,9 @@ def _levels(model, node) -> _Levels | None:
     if step <= 0:
         return None
     grid = 2.0 ** split(step)[1]
-    if node.op_type == "BipolarQuant":
+    # signed and of 1 bit: qonnx gives -1 and +1, as of a BipolarQuant
+    sign = node.op_type == "Quant" and numbers[1:] == [0, 1] and attributes(node).get("signed", 1)
+    if node.op_type == "BipolarQuant" or sign:
         return _Levels(2 * step, 2 * grid, -0.5, 1)
     if node.op_type == "Trunc":
         return None if numbers[1] != 0 else _Levels(step, grid, None, None)

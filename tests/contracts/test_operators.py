@@ -49,6 +49,12 @@ class Wide(Net):
         value = torch.where(self._of(x) >= 0, 1.0, -1.0).double() * 2.0**lsb
         return self.node("BipolarQuant", [x, self.constant(2.0**lsb)], value, domain=DOMAIN)
 
+    def one_bit(self, x, lsb=0) -> str:
+        """A signed Quant of 1 bit: qonnx gives -1 and +1."""
+        value = torch.where(self._of(x) >= 0, 1.0, -1.0).double() * 2.0**lsb
+        inputs = [x, self.constant(2.0**lsb), self.constant(0.0), self.constant(1)]
+        return self.node("Quant", inputs, value, domain=DOMAIN, signed=1, narrow=0, rounding_mode="ROUND")
+
     def convolve(
         self, x, filters, kernel=(3, 3), *, strides=None, pads=None, dilations=None, group=1, bias=True, **options
     ) -> str:
@@ -489,10 +495,10 @@ def dense_layers_that_share_weights():
 def bipolar_activations_and_weights():
     net = Wide((7,), bits=4, signed=True, samples=48)
     x = net.input
-    for inputs in (7, 8):
+    for inputs, quantizer in ((7, net.bipolar), (8, net.one_bit), (8, net.bipolar)):
         w = net.kernel((inputs, 8), bipolar=True, lsb=0)
-        x = net.bipolar(net.norm(net.dense(x, 8, weights=w, bias=None, gemm=False)), -1)
-    return net.finish(net.dense(x, 4))
+        x = quantizer(net.norm(net.dense(x, 8, weights=w, bias=None, gemm=False)), -1)
+    return net.finish(net.dense(net.one_bit(net.dense(x, 8)), 4))
 
 
 @case

@@ -309,6 +309,11 @@ def unknown_operation():
     return net.head(net.conv(net.node("Sigmoid", [x], torch.sigmoid(net.values[x])), 2))
 
 
+def one_bit_input():
+    net = Net((2, 4, 4), bits=1, signed=True)
+    return net.head(net.conv(net.input, 2))
+
+
 def float_input():
     net = Net((2, 4, 4))
     return net.head(net.conv("input", 2))
@@ -360,7 +365,7 @@ REFUSED = {
     "rounding": (activation_quant(rounding="HALF_UP"), "Quant", "rounding mode HALF_UP", "ROUND or FLOOR"),
     "ceil": (activation_quant(rounding="CEIL"), "Quant", "rounding mode CEIL", "ROUND or FLOOR"),
     "narrow unsigned": (activation_quant(14, signed=False, narrow=True), "Quant", "unsigned quantiser", "narrow_range"),
-    "signed 1 bit": (activation_quant(bits=1), "Quant", "1-bit", "2 bits"),
+    "signed 1 bit": (one_bit_input, "Quant", "1-bit", "2 bits"),
     "signed narrow 1 bit": (weight_quant(), "Quant", "1-bit", "2 bits"),
     "broken width": (activation_quant(), "Quant", "bit width is 3.5", "whole bit width"),
     "width 33": (activation_quant(), "Quant", "bit width is 33", "between 1 and 32"),
