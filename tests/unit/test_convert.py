@@ -10,7 +10,7 @@ import pytest
 
 from hls import convert, generated, numerics
 from hls.convert import ConvertError
-from hls.numerics import quantizer_of
+from hls.numerics import NotExact, quantizer_of
 from tests.graphs import Net, prepared, tiny
 from tests.hil.converted import BOARD, NETWORKS, PART, convert_net, made
 
@@ -303,11 +303,15 @@ def test_what_hls4ml_cannot_convert_is_one_message(monkeypatch, tmp_path):
         convert_net(tiny(), tmp_path / "project")
 
 
-def test_an_input_read_by_two_quantisers_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("bits", "error", "text"),
+    [(4, NotExact, "quantises the network's input in another way than"), (8, ConvertError, "exactly one quantiser")],
+)
+def test_an_input_read_by_two_quantisers_is_refused(tmp_path, bits, error, text):
     net = Net((3,))
-    other = net.quant("input", 4, -4, signed=False, name="other")
+    other = net.quant("input", bits, -bits, signed=False, name="other")
     x, y = net.quant(net.dense(net.input, 2), 5), net.quant(net.dense(other, 2), 5)
-    with pytest.raises(ConvertError, match="exactly one quantiser"):
+    with pytest.raises(error, match=text):
         convert_net(net.finish(net.add(x, y)), tmp_path / "project")
 
 
