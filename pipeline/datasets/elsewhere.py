@@ -65,7 +65,7 @@ def _zip_of_pictures(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return not all(name.endswith(".npy") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
         return path.suffix.lower() == ".zip"
 
 

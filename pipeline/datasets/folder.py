@@ -145,6 +145,7 @@ def _read(archive: zipfile.ZipFile | None, picture: Picture, where: str) -> byte
         if looks(Path(picture.key))[0] > MAX_BYTES:
             raise PictureError(f"more than {MAX_BYTES} bytes", where=where, fix="remove the file")
         return Path(picture.key).read_bytes()
-    # zlib's error for a damaged member derives from Exception alone; an unknown packing is NotImplementedError.
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+    # zlib's error for a damaged member derives from Exception alone; a password or an unknown packing is a
+    # RuntimeError to zipfile.
+    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:
         raise PictureError(f"cannot be read: {error}", where=where, fix="replace or remove the file") from error

@@ -154,7 +154,7 @@ def _unzip(path: Path) -> tuple[dict, set, int]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
         raise SourceError(
             f"not a whole zip file: {error}", where=path, fix="download or make it again; it may be cut short"
         ) from error
