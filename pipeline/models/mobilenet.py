@@ -1,6 +1,5 @@
 """MobileNet in the manner of v1 (Howard et al. 2017) for CIFAR-size pictures: a stem, seven depthwise-separable blocks.
 
-On hardware a depthwise convolution is today a dense one with zero weights: exact, and as dear as a dense one.
 The head is a global max-pool, which costs no multiplications.
 """
 
